@@ -23,6 +23,7 @@ from metarun.text import shown_path
 
 MADE_AGAIN = "delete it to have it made again"  # advice where a stored file is damaged
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # two numbers on macOS, which says the last
+END = 2**16  # bytes of the end of a file of lines that are read first
 LEVELS = 64  # of JSON within JSON: metarun writes ten, and what goes through values calls itself for each
 TOO_DEEP = "it is nested too deeply"
 SECONDS_LEFT_ASIDE = 86_400.0  # after which what is written aside is of a killed process, whoever has its number
@@ -217,18 +218,40 @@ def read_json_lines(path: Path) -> tuple[list[dict[str, Any]], int]:
     Returns:
         The objects; and how many lines are damaged. Half a line at the end, which a kill leaves, is none of either.
     """
-    found, damaged = [], 0
-    for line in path.read_text(errors="replace", encoding="utf-8").split("\n")[:-1]:
-        try:
-            values = parsed(line.strip("\0"))
-            whole = isinstance(values["step"], int)
-        except (ValueError, TypeError, KeyError):
-            whole = False
-        if whole:
-            found.append(values)
-        else:
-            damaged += 1
-    return found, damaged
+    lines = path.read_text(errors="replace", encoding="utf-8").split("\n")[:-1]
+    found = [values for line in lines if (values := _json_line(line)) is not None]
+    return found, len(lines) - len(found)
+
+
+def last_json_line(path: Path) -> dict[str, Any] | None:
+    """Reads the last object that `read_json_lines` finds in a file, from its end: a long training has written a million lines.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The object; None where there is none.
+    """
+    with open(path, "rb") as file:
+        size, length = file.seek(0, os.SEEK_END), END
+        while True:
+            start = max(size - length, 0)
+            file.seek(start)
+            lines = file.read(size - start).decode(errors="replace").split("\n")[:-1]
+            whole = lines if start == 0 else lines[1:]  # the first begins somewhere before
+            found = next((values for line in reversed(whole) if (values := _json_line(line)) is not None), None)
+            if found is not None or start == 0:
+                return found
+            length *= 2
+
+
+def _json_line(line: str) -> dict[str, Any] | None:
+    """The object of a line; None of a damaged one."""
+    try:
+        values: dict[str, Any] = parsed(line.strip("\0"))
+        return values if isinstance(values["step"], int) else None
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def damage(path: Path) -> str:

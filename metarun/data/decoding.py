@@ -196,7 +196,7 @@ def square(image: Image.Image, size: int, channels: int, values: Range | None = 
     Raises:
         UnknownRange: Its pixels are floating-point numbers, and no `values` are given.
     """
-    image = _eight_bits(image, values).convert("L" if channels == 1 else "RGB")
+    image = _in_mode(_eight_bits(image, values), "L" if channels == 1 else "RGB")
     pixels = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
@@ -271,7 +271,12 @@ def _plain(image: Image.Image) -> Image.Image:
     if _deep(image):
         return image
     whole = image.convert("RGBA") if image.has_transparency_data else image
-    return whole.convert("L" if image.mode in GREY else "RGB")
+    return _in_mode(whole, "L" if image.mode in GREY else "RGB")
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The image in a mode of Pillow's; itself where it is in it, of which `convert` would make a copy, 400 MB of 100 megapixels."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _numbers(image: Image.Image) -> np.ndarray:

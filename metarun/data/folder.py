@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +101,10 @@ class Folder(ImageSource):
         values = check_range(value_range)
         folder = typed_path(root).absolute()
         classes = classes_of(root, labels, file_column, label_column)
-        names = list(dict.fromkeys(entry.name for entry in classes))
+        of_class: dict[str, list[ClassFiles]] = {}
+        for entry in classes:
+            of_class.setdefault(entry.name, []).append(entry)
+        names = list(of_class)
         _tell_of_capitals(names)
         ordinary = len(names) < len(classes)  # the same classes in each part, other images
         lists = (train_classes, val_classes, test_classes)
@@ -114,16 +117,16 @@ class Folder(ImageSource):
         self.range_of_classes = values == "auto" and not ordinary
         if self.range_of_classes and set(splits["train"]) & set(splits["test"]):
             self._refuse_auto()
-        training = [names[number] for number in splits["train"]]
+        training = {names[number] for number in splits["train"]}
         seen = [entry for entry in classes if entry.name in training and (entry.part == "train" or not ordinary)]
         key = {
             "root": str(folder), "listing": listing(named(classes)), "image_size": image_size, "channels": channels,
             "skip_bad": skip_bad, "value_range": listing(named(seen)) if values == "auto" else values,
         }  # fmt: skip
-        reading = _Reading(classes, names, seen, ordinary, image_size, channels, values, skip_bad)
+        reading = _Reading(of_class, seen, ordinary, image_size, channels, values, skip_bad)
         super().__init__(cached("folder", key, reading.build), splits, rotations=rotations, normalize=normalize)
-        paths = [path for name in names for entry in classes if entry.name == name for path in entry.paths]
-        files = [os.path.relpath(path, folder) for path in paths]
+        below = len(os.path.join(folder, ""))  # of all of them; `relpath` takes both paths apart for each
+        files = [str(path)[below:] for entries in of_class.values() for entry in entries for path in entry.paths]
         # Where bad files were left out, it is not known which: places in the classes are told instead.
         self.files = files if len(files) == len(self.table.images) else None
         if values is not None:
@@ -208,8 +211,7 @@ class _Reading:
     """How the files of class folders become a table.
 
     Attributes:
-        classes: What was found: an entry for each class, or for each part of each class.
-        names: The names of the classes, in the order of the table.
+        classes: What was found, by the names of the classes in the order of the table: of each an entry, or one for each part of it.
         seen: The entries whose images may be measured before any test.
         ordinary: Whether the parts hold the same classes, so that the table notes how many images each has of a class.
         image_size: The side of an image in pixels.
@@ -218,8 +220,7 @@ class _Reading:
         skip_bad: Whether files that are no whole images are left out.
     """
 
-    classes: Sequence[ClassFiles]
-    names: Sequence[str]
+    classes: Mapping[str, Sequence[ClassFiles]]
     seen: Sequence[ClassFiles]
     ordinary: bool
     image_size: int
@@ -229,9 +230,9 @@ class _Reading:
 
     def build(self, metadata: dict[str, Any]) -> Iterator[ClassImages]:
         """The images class by class; notes in `metadata` what was left out, in which part images are, and what was mapped."""
-        paths = [path for entry in self.classes for path in entry.paths]
+        paths = [path for entries in self.classes.values() for entry in entries for path in entry.paths]
         depth = self.channels or (1 if all_grey(paths) else 3)
-        counts = {str(split): [0] * len(self.names) for split in SPLITS}
+        counts = {str(split): [0] * len(self.classes) for split in SPLITS}
         used: list[Range] = []
         kept = several = 0
         with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
@@ -240,9 +241,9 @@ class _Reading:
             def one(path: Path) -> Decoded | None:
                 return decode(path, self.image_size, depth, values=mapped, skip_bad=self.skip_bad)
 
-            for number, name in enumerate(self.names):
+            for number, (name, entries) in enumerate(self.classes.items()):
                 images: list[np.ndarray] = []
-                for entry in [entry for entry in self.classes if entry.name == name]:
+                for entry in entries:
                     decoded = [found for found in pool.map(one, entry.paths) if found is not None]
                     if not decoded:
                         raise UserError(f"data.root: all files of {entry.where} are bad images")

@@ -102,6 +102,11 @@ class Labelled:
         return np.bincount(self.labels, minlength=len(self.names))
 
     @property
+    def members(self) -> list[np.ndarray]:
+        """The positions of the images of each class, ascending, int64 each; a look at all labels for each class would be many."""
+        return np.split(self.labels.argsort(kind="stable"), self.counts.cumsum()[:-1])
+
+    @property
     def identities(self) -> list[str]:
         """The file of each image, `[n]`, or where no files are known its class and place in it."""
         return self.identify(self.rows)
@@ -146,8 +151,7 @@ class Labelled:
     def divide_places(self, seed: int, repeat: int) -> tuple[np.ndarray, np.ndarray]:
         """The positions of the training and of the test images that `divide` draws, int64 each."""
         sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-        for label in range(len(self.names)):
-            members = np.flatnonzero(self.labels == label)
+        for members in self.members:
             order = generator("division", seed, repeat, self.rows[members].min()).permutation(len(members))
             n = part_sizes(len(members))[0]
             for side, chosen in zip(sides, (order[:n], order[n:]), strict=True):
@@ -209,8 +213,7 @@ class Labelled:
         if count < len(self.names):
             raise UserError(f"{key}={count}: is below the {len(self.names)} classes, and each needs an image")
         chosen = []
-        for label, n in enumerate(allot(count, self.counts, least=1)):
-            members = np.flatnonzero(self.labels == label)
+        for label, (members, n) in enumerate(zip(self.members, allot(count, self.counts, least=1), strict=True)):
             order = generator("subset", seed, repeat, label).permutation(len(members))
             chosen.append(members[order[:n]])
         return self.take(np.concatenate(chosen))

@@ -124,6 +124,7 @@ class TextSource(TableSource):
             within_group=within_group,
         )
         self.texts: TextTable = table
+        self._on_device: dict[torch.device, torch.Tensor] = {}
         self.unknown = {split: len(names) + place for place, split in enumerate(apart_from_all)}
 
     def items(self, start: int, stop: int, turns: int = 0) -> list[str]:
@@ -136,7 +137,9 @@ class TextSource(TableSource):
 
     def reader(self, device: torch.device, reference: np.ndarray | None = None) -> Reader:
         """A function of rows int64 `[..., n]` and turns, which mean nothing here: their word pieces, int64 `[..., n, 256]`."""
-        pieces = self.pieces.to(device)
+        if device not in self._on_device:  # every batch of labelled texts asks again
+            self._on_device[device] = self.pieces.to(device)
+        pieces = self._on_device[device]
 
         def read(rows: np.ndarray, turns: np.ndarray) -> torch.Tensor:
             return pieces[torch.from_numpy(rows).to(device)].long()

@@ -61,7 +61,7 @@ class EncodedSource(TableSource):
         self.input_shape = (encoder.features,)
         self._centre: DataSource | None = None  # the source whose mean is taken off instead of the own
         self._drawn: int | None = None  # the seed of the views that training episodes draw
-        self._means: dict[bytes, np.ndarray] = {}
+        self._means: dict[tuple[bool, bytes], np.ndarray] = {}
 
     def make_ready(self, device: torch.device, split: Split | None = None) -> None:
         self.source.make_ready(device, split)
@@ -104,10 +104,11 @@ class EncodedSource(TableSource):
             return np.zeros(self.encoder.features, np.float32)
         if self._centre is not None:
             return mean_of(self._centre)
-        rows = self.training_rows if reference is None else reference
-        rows = rows[:: -(-len(rows) // MEASURED)]
-        key = rows.tobytes()
+        # Every batch asks again, and to find the training items of many classes takes longer than a step.
+        known = self.splits["train"] if reference is None else _measured(reference)
+        key = reference is None, known.tobytes()
         if key not in self._means:
+            rows = _measured(self.training_rows) if reference is None else known
             self._means[key] = self.vectors.with_rows(rows)[rows, 0].mean(0, dtype=np.float64).astype(np.float32)
         return self._means[key]
 
@@ -224,6 +225,11 @@ class EncodedSource(TableSource):
             "items": self.source.item,
             "encoder": told,
         }
+
+
+def _measured(rows: np.ndarray) -> np.ndarray:
+    """Those of some rows that a mean is taken over, evenly spread."""
+    return rows[:: -(-len(rows) // MEASURED)]
 
 
 def before_encoding(data: DataSource) -> DataSource:

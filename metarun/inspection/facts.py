@@ -160,7 +160,7 @@ def counts(source: TableSource, tasks: dict[Split, TaskShape], as_target: bool) 
         for number in range(len(names))
     ]
     parts = source.table.metadata.get("parts")
-    every = [source.table.sizes[number] for number in _known(source)]
+    every = [sizes[number] for number in _known(source)]
     told = {"classes": len(every), "items": sum(every), "smallest": min(every), "largest": max(every)}
     return {
         "splits": splits,

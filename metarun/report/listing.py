@@ -99,13 +99,12 @@ def progress(folder: Path) -> str:
     try:
         config: Any = stored_config(folder / contents.CONFIG, "")
         steps = f" of {config.train.steps:,}" if "train" in config else ""
-        lines = folder / contents.METRICS
-        last = files.read_json_lines(lines)[0][-1]["step"]
+        last = files.last_json_line(folder / contents.METRICS)
+        return f"step {last['step']:,}{steps}" if last else "begun"
     except UserError as error:
         return _harm(error, folder / contents.CONFIG)
-    except (OSError, IndexError, AttributeError, ValueError, TypeError, OmegaConfBaseException):
+    except (OSError, AttributeError, ValueError, TypeError, KeyError, OmegaConfBaseException):
         return "begun"
-    return f"step {last:,}{steps}"
 
 
 def _harm(error: Exception, path: Path) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import rankdata
 
 from metarun.ops.measures import ACCURACY, ERROR
 from metarun.report.finished import Setting
@@ -315,7 +314,9 @@ def _ranked(values: np.ndarray, heading: str) -> dict[str, list[str]]:
 
     Ranks are within a data set, 1 for the highest accuracy, ties sharing the mean of theirs (Demsar 2006).
     """
-    return {heading: [f"{rank:.2f}" for rank in rankdata(-values, axis=0).mean(1)]} if len(values) > 1 else {}
+    above, alike = ((each(values[:, None], values[None])).sum(0) for each in (np.greater, np.equal))
+    ranks = above + (alike + 1) / 2
+    return {heading: [f"{rank:.2f}" for rank in ranks.mean(1)]} if len(values) > 1 else {}
 
 
 def _spread(columns: Mapping[str, Sequence[str]], places: Sequence[int], rows: int) -> dict[str, list[str]]:

@@ -293,16 +293,22 @@ class Target:
         Returns:
             What `result.json` says of the predictions.
         """
+        right = list[np.ndarray]()
+
+        def noted() -> Iterator[Predicted]:
+            for one in self._predictions(folder / contents.OF_REPEATS):
+                right.append(one.classes == one.images.labels)
+                yield one
+
+        every = noted()  # one after the other: the probabilities of all of them may be larger than the memory
+        written = predictions.write(folder / contents.PREDICTIONS, every)
+        for _ in every:  # those beyond the most lines
+            pass
         arrays = {"values": np.array(values)}
-        every = list(self._predictions(folder / contents.OF_REPEATS))
         if point["over"] == "test images":
-            arrays["right"] = np.mean([one.classes == one.images.labels for one in every], axis=0)
+            arrays["right"] = np.mean(right, axis=0)
         files.save_arrays(folder / scores, **arrays)
-        told = {
-            "file": contents.PREDICTIONS,
-            "train_images": point["train_images"],
-            "repeats": predictions.write(folder / contents.PREDICTIONS, every),
-        }
+        told = {"file": contents.PREDICTIONS, "train_images": point["train_images"], "repeats": written}
         return {result.TARGET_PREDICTIONS: told}
 
     def _measure_one(

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from shell import metarun, result
 
+from metarun.data.decoding import read
 from metarun.data.folder import Folder
 from metarun.errors import UserError
 
@@ -264,3 +265,19 @@ def test_a_run_says_how_its_values_were_mapped(tmp_path: Path) -> None:
         ]
     assert found["8 bits"] == found["16 bits, PNG"]
     assert len(found["8 bits"]) == 2
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
+def test_a_large_image_is_copied_no_more_often_than_it_must(
+    mode: str, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new(mode, (40, 30)).save(tmp_path / "1.png")
+    copies, copy = list[tuple[int, int]](), Image.Image.copy
+
+    def noted(image: Image.Image) -> Image.Image:
+        copies.append(image.size)
+        return copy(image)
+
+    monkeypatch.setattr(Image.Image, "copy", noted)
+    assert read(tmp_path / "1.png", 8, channels).pixels.shape == (channels, 8, 8)
+    assert copies == [(40, 30)]

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from metarun.core import TaskShape
+from metarun.data import folder as folders
 from metarun.data.folder import Folder
 from metarun.errors import UserError
 
@@ -54,6 +55,25 @@ def the_image(root: Path, size: int = 8, **settings: object) -> np.ndarray:
 
 
 # Tables
+
+
+def test_the_files_of_a_class_are_looked_up_and_not_searched(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+
+    class Name(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+    found = [entry._replace(name=Name(entry.name)) for entry in folders.classes_of(str(root), None, None, None)]
+    monkeypatch.setattr(folders, "classes_of", lambda *asked: found)
+    source = Folder(root=str(root), image_size=8)
+    assert source.files == [f"c{number}{os.sep}{i}.png" for number in range(10) for i in range(3)]
+    assert source.table.images[:, 0, 0, 0].tolist() == [20 * number + i for number in range(10) for i in range(3)]
+    assert compared <= 2 * len(source.files)  # a search of the ten classes for each would be 100 each time
 
 
 def test_table_is_by_class_and_name(root: Path) -> None:

@@ -699,6 +699,23 @@ def test_another_file_is_not_taken_for_the_published_one(tmp_path: Path, source:
         source(root=str(tmp_path / "nowhere"), download=False)  # type: ignore[call-arg]
 
 
+def test_word_pieces_travel_to_a_device_once(tmp_path: Path) -> None:
+    source = Text(root=str(table(tmp_path / "texts.csv", many(["a", "b", "c"]))))
+    moved = list[torch.device]()
+
+    class Pieces:
+        def to(self, device: torch.device) -> torch.Tensor:
+            moved.append(device)
+            return torch.arange(18)[:, None]
+
+    source.__dict__["pieces"] = Pieces()
+    known = source.labelled(None)
+    for start in (0, 6, 12):
+        batch = known.batch(np.arange(start, start + 6), torch.device("cpu"))
+        assert batch.x[:, 0].tolist() == [*range(start, start + 6)]
+    assert len(moved) == 1
+
+
 def test_texts_need_an_encoder_or_a_backbone_that_reads_them(tmp_path: Path) -> None:
     path = table(tmp_path / "a.csv", many(list("abcdef")))
     without = metarun("data=text", f"data.root={path}", f"outputs={tmp_path}")

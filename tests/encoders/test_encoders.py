@@ -33,6 +33,7 @@ from metarun.backbones.libraries import OF_IMAGENET, TrainingImages, Wanted, bui
 from metarun.backbones.weights import COUNTER, network_tensors, read_tensors, resampled_positions, with_positions
 from metarun.config import check
 from metarun.core import TaskShape
+from metarun.data import table_source
 from metarun.data.image_source import ImageSource
 from metarun.data.table import ClassImages, cached, checksum
 from metarun.encoders import EncodedSource, Encoder, Encoding, before_encoding
@@ -97,6 +98,23 @@ def test_an_episode_has_the_vectors_of_the_images_that_it_has_without_an_encoder
             expected = encoder.of_pixels(x.flatten(0, 1) * 255).unflatten(0, x.shape[:2])
             torch.testing.assert_close(vector, expected)
         assert torch.equal(pixels.query_y, found.query_y)
+
+
+def test_the_training_items_of_a_mean_are_found_once_for_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = EncodedSource(divided(), Squares(), encoding(transform="cl2n"))
+    known = source.labelled(None, "train")
+    asked, divide = list[int](), table_source.divide_images
+
+    def divide_images(offsets: np.ndarray, number: int, own: dict[str, list[int]] | None) -> dict[str, np.ndarray]:
+        asked.append(number)
+        return divide(offsets, number, own)
+
+    monkeypatch.setattr(table_source, "divide_images", divide_images)
+    for start in (0, 20, 40):
+        known.batch(np.arange(start, start + 20), CPU)
+    assert asked == [*range(6)]
+    other = source.divided({**source.splits, "train": np.arange(3)})
+    np.testing.assert_allclose(other.mean(), whole(divided(), Squares(), PLAIN, CPU)[: 3 * 20, 0].mean(0), rtol=1e-6)
 
 
 def test_what_was_encoded_is_found_again() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from reported import GENERATOR, make_run, make_test, pair, sections, with_target
 
+from metarun import files
 from metarun.report import figures, listing, rendering, statistics, tables
 from metarun.report.collect import collect, read
 from metarun.report.run import subject as run_subject
@@ -290,6 +291,23 @@ def test_a_run_that_only_used_what_was_learned_is_finished_and_in_no_report(tmp_
         "tested": "finished",
         "predictions": "finished",
     }
+
+
+def test_how_far_a_run_is_stands_at_the_end_of_its_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_run(tmp_path / "run", scores=[0.5, 1]) / "metrics.jsonl"
+    (path.parent / "result.json").unlink()
+    whole = "".join(f'{{"step": {step}, "é": 0.5}}\n' for step in range(1, 40))
+    for end in ("", '{"step": 99', "\0\0\0\n", '{"loss": 1}\n', "x" * 100 + "\n"):
+        path.write_text(whole + end, encoding="utf-8")
+        for length in (1, 7, 64, 2**16):
+            monkeypatch.setattr(files, "END", length)
+            assert files.last_json_line(path) == files.read_json_lines(path)[0][-1]
+    path.write_text("x\n")
+    assert files.last_json_line(path) is None
+    assert listing.described(path.parent).state == "begun"
+    path.write_text(whole)
+    monkeypatch.delattr(files, "read_json_lines")  # reads a million lines of a long training
+    assert listing.described(path.parent).state.startswith("step 39")
 
 
 def test_of_two_runs_alike_the_later_counts(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_command_imports_no_torch(tmp_path: Path) -> None:
         f"sys.argv = ['metarun', 'recipe=report', 'runs={tmp_path}']\n"
         "try: main()\n"
         "except SystemExit as stop: assert not stop.code\n"
-        "print(sorted({'torch', 'tensorboard', 'matplotlib.pyplot'} & set(sys.modules)))"
+        "print(sorted({'torch', 'tensorboard', 'matplotlib.pyplot', 'scipy.stats'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

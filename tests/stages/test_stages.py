@@ -118,7 +118,7 @@ def test_a_list_that_cannot_be_is_refused_in_one_line(stages: str, saying: str, 
         ([Train(), Transfer(), Train(name="second")], "Transfer stands before second, whose learner"),
         ([Train(), MetaTest(), Continual()], r"MetaTest and Continual would write the same numbers of result.json, test/\*;"),
         ([Train(), Transfer(), TargetTest()], r"Transfer and TargetTest would write the same .*, target/\*;"),
-        ([Load(), MetaTest(), Predict()], "Predict uses what checkpoint= learned, and load a learner of this run;"),
+        ([Load(), MetaTest(), Predict()], "Predict uses what checkpoint= learned, and Load a learner of this run;"),
     ],
 )  # fmt: skip
 def test_no_stage_takes_the_place_of_what_another_works_on_or_has_found(order: list[Stage], saying: str) -> None:

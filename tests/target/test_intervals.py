@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,13 +21,16 @@ from shell import make_images, metarun, result
 
 from metarun.config import TargetSettings as Settings
 from metarun.core import Batch
+from metarun.data.image_batches import Labelled
 from metarun.data.image_source import ImageSource
 from metarun.ops import metrics
 from metarun.ops.measures import overlap_of
 from metarun.report import statistics
 from metarun.report.text import half
 from metarun.runs.logger import RunLogger
+from metarun.target import predictions
 from metarun.target.base import TargetClassifier, TargetMethod
+from metarun.target.predictions import Predicted
 from metarun.target.target import Target
 
 SOURCE = toy_images(classes=3, per_class=20)
@@ -489,3 +495,26 @@ def test_domain_adaptation_is_inductive_with_any_norm(norm: str, tmp_path: Path)
     assert found["target/acc_ci95"] > 0
     with open(folder / "predictions.csv", newline="") as file:
         assert len(list(csv.DictReader(file))) == 4
+
+
+def test_the_probabilities_of_a_repeat_are_let_go_before_the_next_but_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, held = list[weakref.ref[np.ndarray]](), list[int]()
+    images = Labelled(np.arange(4), np.zeros(4, np.int64), np.array([0, 1, 0, 1]), ["a", "b"], toy_images().reader)
+
+    def repeats(folder: Path) -> Iterator[Predicted]:
+        for repeat in range(6):
+            shares = np.full((4, 2), 0.5)
+            known.append(weakref.ref(shares))
+            held.append(sum(one() is not None for one in known))
+            yield Predicted(repeat, 2, images, np.array([0, 1, repeat % 2, 1]), shares)
+
+    monkeypatch.setattr(predictions, "LIMIT", 8)  # two repeats
+    target: Any = SimpleNamespace(_predictions=repeats)
+    told = Target._keep_predictions(target, tmp_path, {"over": "test images", "train_images": 2}, [[0.75] * 6])
+    assert told["target/predictions"]["repeats"] == 2
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 2 * 4
+    assert np.load(tmp_path / "test_scores.npz")["right"].tolist() == [1, 1, 0.5, 1]
+    assert len(held) == 6
+    assert max(held) == 2

@@ -74,6 +74,26 @@ def test_parts_of_a_class_are_apart_and_all_of_it() -> None:
     assert own["test"].tolist() == list(range(22, 30))
 
 
+def test_the_images_of_many_classes_are_found_without_a_look_at_all_labels_for_each() -> None:
+    compared = 0
+
+    class Labels(np.ndarray):
+        def __eq__(self, other: object) -> Any:
+            nonlocal compared
+            compared += 1
+            return np.ndarray.__eq__(self, other)
+
+    labels = np.random.default_rng(0).permutation(np.arange(200) % 20)
+    names, rows = [*map(str, range(20))], np.arange(200)
+    images = Labelled(rows, np.zeros_like(rows), labels.view(Labels), names, toy_images().reader)
+    for number, members in enumerate(images.members):
+        assert members.tolist() == np.flatnonzero(labels == number).tolist()
+    train, test = images.divide_places(0, 0)
+    assert sorted([*train, *test]) == [*range(200)]
+    assert np.bincount(labels[images.subset(60, "target.train_images", 0, 0).rows]).tolist() == [3] * 20
+    assert compared == 0
+
+
 def test_subsets_are_stratified_grow_and_are_the_same_for_all() -> None:
     uneven = SOURCE.labelled("train")
     kept = np.flatnonzero((uneven.labels > 0) | (np.cumsum(uneven.labels == 0) <= 8))

@@ -56,7 +56,8 @@ def make_run(
     }  # fmt: skip
     if scores is not None:
         values = np.atleast_2d(np.asarray(scores, dtype=float))
-        np.savez_compressed(folder / "test_scores.npz", steps=np.arange(len(values)), values=values)
+        of_target = "-target" if "target/acc" in (result or {}) else ""  # beside the scores of the meta-test
+        np.savez_compressed(folder / f"test_scores{of_target}.npz", steps=np.arange(len(values)), values=values)
         after = {str(step): summary(row, measure) for step, row in enumerate(values)}
         found |= {f"test/{name}": value for name, value in summary(values[-1], measure).items()}
         found["test/episodes"] = values.shape[1]

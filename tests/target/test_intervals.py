@@ -512,7 +512,8 @@ def test_the_probabilities_of_a_repeat_are_let_go_before_the_next_but_one(
 
     monkeypatch.setattr(predictions, "LIMIT", 8)  # two repeats
     target: Any = SimpleNamespace(_predictions=repeats)
-    told = Target._keep_predictions(target, tmp_path, {"over": "test images", "train_images": 2}, [[0.75] * 6])
+    point = {"over": "test images", "train_images": 2}
+    told = Target._keep_predictions(target, tmp_path, point, [[0.75] * 6], "test_scores.npz")
     assert told["target/predictions"]["repeats"] == 2
     assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 1 + 2 * 4
     assert np.load(tmp_path / "test_scores.npz")["right"].tolist() == [1, 1, 0.5, 1]

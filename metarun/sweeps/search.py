@@ -167,9 +167,10 @@ def sweep(
         if best := study.best():
             number, value, drawn = best
             job, chosen = _job(loader, config, study, [*fixed, *drawn])
-            how = "its own run has the test" if tests(chosen) else "testing it"
+            tested = tests(chosen)
+            how = "its own run has the test" if tested else "testing it"
             plan.say(f"best on validation: trial {number}, {value:.4g}, {' '.join(drawn)}; {how}")
-            if not tests(chosen):
+            if not tested:
                 ended += _test(launcher, loader, config, _in_its_folder(study, number, job), chosen, root)
         more = "a trial that failed counts as done; a larger hydra.sweeper.trials tries others"
         plan.conclude(ended, more)

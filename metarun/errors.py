@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -109,6 +110,32 @@ def lacks(error: Exception) -> str:
 def reason(error: BaseException) -> str:
     """The first line of what caused `error`, or of `error` itself."""
     return first_line(error.__cause__ or error)
+
+
+# How torch and numpy say that there is no room for an array, or that its size is no number of bytes at all.
+_NO_MEMORY = (
+    "t allocate memory",
+    "not enough memory",
+    "out of memory",
+    "unable to allocate",
+    "size calculation overflowed",
+    "multiplication overflow",
+)
+_AMOUNT = re.compile(r"(?i)allocate (\d+(?:\.\d+)?) ?(bytes|[KMGTPE]i?B)")
+
+
+def no_memory(error: BaseException) -> str | None:
+    """What an error means, in words, where memory could not be allocated; None for an error of another kind."""
+    text = str(error)
+    if not isinstance(error, MemoryError) and not (
+        isinstance(error, RuntimeError) and any(words in text.lower() for words in _NO_MEMORY)
+    ):
+        return None
+    amount = _AMOUNT.search(text)
+    if amount is None:
+        return "there is not enough memory"
+    size = f"{float(amount[1]) / 2**30:,.1f} GiB" if amount[2] == "bytes" else f"{float(amount[1]):,.1f} {amount[2]}"
+    return f"there is not enough memory (an array of {size})"
 
 
 class Incomplete(BaseException):

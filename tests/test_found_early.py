@@ -36,6 +36,7 @@ REFUSED = {
     "one task for ATS": (["wrapper=ats", "train.tasks_per_step=1"], "train.tasks_per_step=1"),
     "a transfer without a target": (["transfer=linear_probe"], "transfer: this recipe learns no target"),
     "a target of another kind": (["recipe=transfer", "target=digits"], "items are images 1x28x28, but those of data are vectors"),
+    "a network larger than any memory": (["backbone=mlp", "backbone.hidden=[89577303995975]"], "backbone: there is not enough memory"),
     "no CUDA": (["hardware=cuda"], "no CUDA device"),
 }  # fmt: skip
 
@@ -134,3 +135,28 @@ def test_sizes_of_subsets_are_refused_where_none_is_drawn(word: str) -> None:
     with pytest.raises(UserError, match="no use for it"):
         refuse_unread([word], [Train(), TargetTest()], True)
     refuse_unread([word], [Train(), Transfer()], True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 139 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 21474836480 bytes."
+        ),
+        MemoryError("Unable to allocate 20.0 GiB for an array with shape (2684354560,) and data type float64"),
+    ],
+    ids=["GPU", "torch", "numpy"],
+)
+def test_a_run_that_needs_more_memory_than_there_is_says_what_takes_less(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("metarun.stages.train.fit", no_room)
+    done = metarun(*SINUSOID, f"outputs={tmp_path}/out")
+    assert done.status == 2, done.err
+    assert done.said[0].startswith("metarun: there is not enough memory (an array of 20.0 GiB)")
+    assert "hardware.task_chunk=1" in done.said[0]
+    assert len(done.said) == 1

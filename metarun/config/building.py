@@ -17,7 +17,7 @@ from metarun.config.hints import hints_of
 from metarun.config.ranges import check_value
 from metarun.config.validation import asks_for_object, names_class
 from metarun.config.values import values_of_task, without
-from metarun.errors import UserError, reason
+from metarun.errors import UserError, no_memory, reason
 
 
 def task_of(config: DictConfig, split: str) -> Any:
@@ -62,6 +62,8 @@ def construct(node: DictConfig, path: str, **given: Any) -> Any:
         with keyed(path, hints):
             return _lean(build)(**given)
     except Exception as error:
+        if lacking := no_memory(error):
+            raise UserError(f"{path}: {lacking}; smaller sizes in {path}.* take less") from error
         # torch's optimisers index and compare what they are given before they look at it.
         if not isinstance(error, HydraException | ValueError) and not _of_torch(getattr(build, "func", None)):
             raise

@@ -12,7 +12,11 @@ from omegaconf import DictConfig
 from metarun.config.overrides import canonical
 from metarun.config.ranges import check_value
 from metarun.config.shorthand import check_preset, folded_choices, keys_of
-from metarun.errors import UserError, reason
+from metarun.errors import UserError, no_memory, reason
+
+LESS_MEMORY = (
+    "hardware.task_chunk=1, fewer train.tasks_per_step or task.queries, or smaller images or networks take less"
+)
 
 
 def carried_out(
@@ -43,7 +47,12 @@ def carried_out(
         check_preset(words, choices)
     check_swept(words, params)
     function = _function(str(config.recipe.run))
-    found: dict[str, Any] = function(config, overrides, folded_choices(choices, config), command)
+    try:
+        found: dict[str, Any] = function(config, overrides, folded_choices(choices, config), command)
+    except Exception as error:
+        if lacking := no_memory(error):
+            raise UserError(f"{lacking}; {LESS_MEMORY}") from error
+        raise
     return found
 
 

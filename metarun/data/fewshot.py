@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +34,7 @@ from metarun.data.splits import SPLITS
 from metarun.data.table import ClassImages, cached, data_root, inside, listing
 from metarun.errors import UserError, nearest
 from metarun.files import typed_path
+from metarun.system import platform
 
 
 class Benchmark(NamedTuple):
@@ -219,5 +219,5 @@ def _pixels(pictures: Pictures, size: int, channels: int, where: str) -> np.ndar
         number, one = numbered
         return picture(opened(one), size, channels, f"{where}: {one if isinstance(one, Path) else f'image {number}'}")
 
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(THREADS, len(platform.cores()))) as pool:
         return np.stack(list(pool.map(decode, enumerate(pictures))))

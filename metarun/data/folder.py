@@ -24,6 +24,7 @@ from metarun.data.splits import SPLITS, check_ratios, divide_or_keep
 from metarun.data.table import ClassImages, cached, listing
 from metarun.errors import UserError
 from metarun.files import typed_path
+from metarun.system import platform
 from metarun.text import counted, printable
 
 log = logging.getLogger("metarun")
@@ -235,7 +236,7 @@ class _Reading:
         counts = {str(split): [0] * len(self.classes) for split in SPLITS}
         used: list[Range] = []
         kept = several = 0
-        with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(THREADS, len(platform.cores()))) as pool:
             mapped = _range_of(self.seen, pool) if isinstance(self.values, str) else self.values
 
             def one(path: Path) -> Decoded | None:

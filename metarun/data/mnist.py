@@ -6,6 +6,7 @@ LeCun, Bottou, Bengio and Haffner 1998, "Gradient-based learning applied to docu
 from __future__ import annotations
 
 import gzip
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -125,7 +126,7 @@ def idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
             f"data mnist: {path} is not an IDX file of {len(shape)}-dimensional bytes; get it again from {ADDRESS}{path.name}"
         )
     found = tuple(np.frombuffer(raw, ">u4", len(shape), 4).tolist())
-    if found != shape or len(raw) - start != np.prod(shape):
+    if found != shape or len(raw) - start != math.prod(shape):
         raise UserError(
             f"data mnist: {path}: holds {len(raw) - start} bytes for shape {list(found)}, MNIST has {list(shape)}; "
             f"get it again from {ADDRESS}{path.name}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -92,7 +93,7 @@ class Table:
         if path is None:  # made in memory
             return self.images[start:stop]
         shape = self.images.shape[1:]
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         found = np.fromfile(path, np.uint8, (stop - start) * size, offset=start * size)
         return found.reshape(-1, *shape)
 
@@ -301,7 +302,7 @@ def _open(folder: Path, key: dict[str, Any]) -> Table:
         shape = (int(offsets[-1]), *description["shape"])
         path = folder / "images.u8"
         raw = mapped(path)
-        whole = raw.size == np.prod(shape) and sample_digest(raw) == description["sample"]
+        whole = raw.size == math.prod(shape) and sample_digest(raw) == description["sample"]
         if whole and raw.size > SAMPLED_BYTES and path.stat().st_mtime_ns != description["modified"]:
             digest = hashlib.sha256(raw.data)
             digest.update(json.dumps(description["offsets"]).encode())

@@ -24,6 +24,7 @@ from metarun.data.file_names import TABLES, may_be_image, visible
 from metarun.data.source import PURPOSE, Split
 from metarun.errors import UserError, nearest
 from metarun.files import given_path, typed_path
+from metarun.system import platform
 from metarun.text import composed, counted, printable, shown_path
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class ImageFiles:
 
         places = iter(range(len(self.paths)))
         waiting: deque[tuple[list[int], list[Future[np.ndarray | str]]]] = deque()
-        with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(THREADS, len(platform.cores()))) as pool:
             while True:
                 while len(waiting) < AHEAD and (chosen := list(islice(places, size))):
                     waiting.append((chosen, [pool.submit(one, place) for place in chosen]))

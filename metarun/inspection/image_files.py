@@ -17,6 +17,7 @@ from metarun import files
 from metarun.data.decoding import GREY, THREADS, file_bits, opened, unknown_format
 from metarun.data.file_names import may_be_image, visible
 from metarun.errors import first_line
+from metarun.system import platform
 
 DEPTHS = {
     "1": "1 bit", "L": "8 bits, grey", "LA": "8 bits, grey, transparent", "P": "palette", "RGB": "8 bits, colour",
@@ -62,7 +63,7 @@ def survey(
     sizes, depths, formats = Counter[tuple[int, int]](), Counter[str](), Counter[str]()
     bad: list[dict[str, str]] = []
     count = broken = total = 0
-    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(THREADS, len(platform.cores()))) as pool:
         every = image_files(root, meant) if own is None else iter(dict.fromkeys(own))
         while some := list(islice(every, TOGETHER)):
             for path, (size, depth, kind, reason, length) in zip(some, pool.map(_read, some), strict=True):

@@ -25,6 +25,7 @@ WINDOWS = os.name == "nt"
 LIBUV = not WINDOWS  # whether torch is built with it, over which the stores where ranks meet listen
 LONGEST_FOR_SOCKETS = 70  # bytes of a folder: multiprocessing adds 32, and the path of a socket has at most 103
 SHORT = "/tmp"
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
 # What a file system says that cannot. The last two are one number on Linux and two on macOS, which says ENOTSUP.
 SYNCS_NO_FOLDER = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
@@ -92,16 +93,40 @@ def process_space() -> str:
     return hashlib.sha256(f"{platform.node()} {own}".encode()).hexdigest()[:8]
 
 
-def cores() -> list[int]:
-    """The cores that this process may use; those of the machine where the system does not say."""
+def quota(control_groups: Path = CONTROL_GROUPS) -> int | None:
+    """The cores whose time the limit of a container allows (`docker run --cpus`, a pod's `limits.cpu`), rounded up.
+
+    Args:
+        control_groups: Where the kernel shows the limits.
+
+    Returns:
+        At least 1; None where there is no limit.
+    """
+    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # of version 2, and of version 1
+        try:
+            most, period = map(int, " ".join((control_groups / name).read_text() for name in names).split())
+        except (OSError, ValueError):  # not there, or without a limit: "max 100000"
+            continue
+        if most > 0 < period:
+            return -(-most // period)
+    return None
+
+
+def _visible_cores() -> list[int]:
+    """The cores that this process may run on; those of the machine where the system does not say."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
+def cores() -> list[int]:
+    """The cores that this process may use: where a container has the time of fewer than it sees, as many of them."""
+    return _visible_cores()[: quota()]
+
+
 def can_bind() -> bool:
-    """Whether a process can be bound to cores."""
-    return hasattr(os, "sched_setaffinity")
+    """Whether a process can be bound to cores; under a quota that is left to the kernel, since all containers see the first cores."""
+    return hasattr(os, "sched_setaffinity") and len(cores()) == len(_visible_cores())
 
 
 def bind(chosen: Sequence[int]) -> None:

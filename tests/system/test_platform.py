@@ -12,9 +12,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from helpers import compose
 from shell import ROOT, SINUSOID, environment, metarun, result
 
 from metarun import files
+from metarun.engine.distributed import World
+from metarun.engine.hardware import set_up_process
 from metarun.sweeps import local
 from metarun.system import platform
 
@@ -122,7 +126,7 @@ def test_a_run_a_sweep_and_a_resume_without_what_systems_lack(tmp_path: Path) ->
 def test_what_is_lacking_gives_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("sched_getaffinity", "sched_setaffinity"):
         monkeypatch.delattr(os, name, raising=False)
-    assert platform.cores() == list(range(os.cpu_count() or 1))
+    assert platform.cores() == list(range(os.cpu_count() or 1))[: platform.quota()]
     platform.bind([0])
     monkeypatch.setitem(sys.modules, "resource", None)
     assert platform.peak_memory() is None
@@ -178,3 +182,40 @@ def test_threads_asked_of_the_environment(text: str, count: int | None) -> None:
 def test_gpus_as_cuda_reads_them(text: str, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", text)
     assert local.gpus() == names
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "250000 100000\n"}, 3),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({}, None),
+    ],
+)
+def test_the_quota_of_a_container_is_read(files: dict[str, str], expected: int | None, tmp_path: Path) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert platform.quota(tmp_path) == expected
+
+
+def test_a_container_takes_as_many_cores_as_it_has_the_time_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda process, chosen: None, raising=False)
+    monkeypatch.setattr(platform, "quota", lambda: 2)
+    assert platform.cores() == [0, 1]
+    assert not platform.can_bind()
+    assert [len(cores) for cores, _ in local.places(None, 1, [])] == [1, 1]
+    wished: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", wished.append)
+    device = torch.device("cpu")
+    set_up_process(composed := compose("hardware=cpu").hardware, World(), device)
+    assert wished == [2]
+    monkeypatch.setattr(platform, "quota", lambda: None)
+    set_up_process(composed, World(), device)
+    assert wished == [2]
+    assert platform.cores() == list(range(8))
+    assert platform.can_bind()

@@ -44,8 +44,6 @@ class LaplacianShot(TransformedFeatures):
         label_smoothing: The share of the target distribution that goes to all classes alike, in training.
     """
 
-    couples_queries = True
-
     def __init__(
         self,
         backbone: Backbone,

@@ -56,8 +56,6 @@ class TIM(TransformedFeatures):
         label_smoothing: The share of the target distribution that goes to all classes alike, in training.
     """
 
-    couples_queries = True
-
     def __init__(
         self,
         backbone: Backbone,

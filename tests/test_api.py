@@ -404,6 +404,33 @@ def test_floats_say_what_to_give_instead(learner: metarun.Learner, tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize(
+    ("mapped", "high", "warns"),
+    [
+        (None, 100, "0 to 65535 become"),
+        (None, 60000, ""),
+        ((0.0, 100.0), 100, ""),
+        ((0.0, 4095.0), 100, "0 to 4095, leaves few"),
+    ],
+)
+def test_what_leaves_little_of_pictures_of_16_bits_is_said(
+    learner: metarun.Learner, caplog: pytest.LogCaptureFixture, tmp_path: Path, mapped: Any, high: int, warns: str
+) -> None:
+    pixels = np.linspace(0, high, 256).reshape(16, 16).astype(np.uint16)
+    pictures = [Image.fromarray(pixels), Image.fromarray(pixels.T.copy())]
+    for number, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{number}.png")
+    preprocessing = replace(learner.held.preprocessing, values=mapped)
+    ranged = copy.copy(learner)
+    ranged.held = replace(learner.held, preprocessing=preprocessing)
+    classifier = ranged.fit(*greys())
+    for images in (pictures, [tmp_path / "0.png", tmp_path / "1.png"]):  # in memory as from files
+        caplog.clear()
+        classifier.predict(images)
+        said = [message for message in caplog.messages if f"values from 0 to {high}" in message and warns in message]
+        assert len(said) == bool(warns) == len([one for one in caplog.messages if "values from" in one])
+
+
 GOOD = greys()[0]
 
 

@@ -29,7 +29,7 @@ Range = tuple[float, float]  # the values that become 0 and 255
 
 
 class Decoded(NamedTuple):
-    """An image, and the values that it had where they were of more than eight bits."""
+    """An image, and the values that it had where they were of more than eight bits, or where a range was given for them."""
 
     pixels: np.ndarray  # uint8 [channels, size, size]
     used: Range | None  # the smallest and the largest
@@ -60,9 +60,37 @@ def check_range(values: Sequence[float] | str | None) -> Range | str | None:
     return float(numbers[0]), float(numbers[1])
 
 
-def too_small_a_part(used: Range, mapped: Range = SIXTEEN_BITS) -> bool:
-    """Whether images make little of the values that they could have, or have values beyond these."""
-    return used[0] < mapped[0] or used[1] > mapped[1] or used[1] - used[0] < SMALL_PART * (mapped[1] - mapped[0])
+def too_small_a_part(used: Range) -> bool:
+    """Whether images of 16 bits make little of the values that they could have, or have values beyond these."""
+    return used[0] < SIXTEEN_BITS[0] or used[1] > SIXTEEN_BITS[1] or little_left(used, SIXTEEN_BITS)
+
+
+def little_left(used: Range, mapped: Range) -> bool:
+    """Whether images have few levels of grey between the values that become black and white, or none at all.
+
+    A range may well cut off most of what they have, as the window of a CT does.
+
+    Args:
+        used: The smallest and the largest value of the images.
+        mapped: The values that become 0 and 255.
+    """
+    return min(used[1], mapped[1]) - max(used[0], mapped[0]) < SMALL_PART * (mapped[1] - mapped[0])
+
+
+def measured(image: Image.Image, values: Range | None) -> Range | None:
+    """Finds the smallest and the largest value of an image whose values are mapped: a deep one, or any for which a range was given.
+
+    Args:
+        image: An image of any mode.
+        values: The values that become 0 and 255; None for those of the depth.
+
+    Returns:
+        None for an image of eight bits that stays as it is.
+    """
+    if values is None and not _deep(image):
+        return None
+    pixels = np.asarray(_plain(image))
+    return float(pixels.min()), float(pixels.max())
 
 
 def all_grey(paths: Sequence[Path]) -> bool:
@@ -122,7 +150,7 @@ def read(path: Path, size: int, channels: int, values: Range | None = None) -> D
                 )
             further = _further_pages(file)
             image = upright(file)
-            used = _used(image, 257 if halved else 1) if _deep(image) or halved else None
+            used = _of_upper_bits(image) if halved else measured(image, values)
             return Decoded(square(image, size, channels, values), used, further)
     except UnknownRange:
         raise
@@ -261,9 +289,10 @@ def _further_pages(file: Image.Image) -> bool:
     return file.format == "TIFF" and bool(getattr(file, "is_animated", False))
 
 
-def _used(image: Image.Image, scale: int) -> Range:
+def _of_upper_bits(image: Image.Image) -> Range:
+    """The values, in 16 bits, of an image of which Pillow read the upper 8."""
     pixels = np.asarray(image)
-    return float(pixels.min()) * scale, float(pixels.max()) * scale
+    return float(pixels.min()) * 257, float(pixels.max()) * 257
 
 
 def _plain(image: Image.Image) -> Image.Image:

@@ -14,7 +14,17 @@ import numpy as np
 
 from metarun.config.types import Example, FilePath, Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.class_folders import ClassFiles, by_folders, by_labels, named
-from metarun.data.decoding import SIXTEEN_BITS, THREADS, Decoded, Range, all_grey, check_range, decode, too_small_a_part
+from metarun.data.decoding import (
+    SIXTEEN_BITS,
+    THREADS,
+    Decoded,
+    Range,
+    all_grey,
+    check_range,
+    decode,
+    little_left,
+    too_small_a_part,
+)
 from metarun.data.decoding import value_range as values_of
 from metarun.data.image_batches import Labelled
 from metarun.data.image_source import ImageSource
@@ -139,7 +149,14 @@ class Folder(ImageSource):
                 counted(several, "file", "files"),
             )
         used = self.table.metadata.get("values", {}).get("used")
-        if used and too_small_a_part(used):
+        if used and self.mapped is not None:
+            if little_left(used, self.mapped):
+                log.warning(
+                    "data folder: images have values from %g to %g, of which data.value_range=[%g,%g] (of a target: "
+                    "target.data.value_range) leaves few levels of grey, or black or white alone",
+                    *used, *self.mapped,
+                )  # fmt: skip
+        elif used and too_small_a_part(used):
             log.warning(
                 "data folder: images of 16 bits or more have values from %g to %g, of which 0 to 65535 become the 256 levels "
                 "of grey; data.value_range=auto or data.value_range=[%g,%g] (of a target: target.data.value_range) makes more of "
@@ -265,10 +282,11 @@ class _Reading:
 
     def _described(self, mapped: Range | None, used: Sequence[Range]) -> dict[str, Any]:
         """What `result.json` says of the values that became black and white."""
-        if mapped is not None:
-            automatic = "the smallest and the largest value of the training images"
-            return {"mapped": list(mapped), "by": automatic if self.values == "auto" else "data.value_range"}
+        if mapped is not None and self.values == "auto":
+            return {"mapped": list(mapped), "by": "the smallest and the largest value of the training images"}
         ends = [min(low for low, _ in used), max(high for _, high in used)]
+        if mapped is not None:
+            return {"mapped": list(mapped), "used": ends, "by": "data.value_range"}
         return {"mapped": list(SIXTEEN_BITS), "used": ends, "by": "the depth of 16 bits", "images": len(used)}
 
 

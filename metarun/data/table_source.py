@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -280,6 +281,7 @@ class TableSource(DataSource):
         same = self.undivided
         return {
             "fingerprint": hashlib.sha256((self.table.fingerprint + listing).encode()).hexdigest(),
+            "class_names": hashlib.sha256(json.dumps([self.table.names, self.table.groups]).encode()).hexdigest(),
             "classes": {split: len(classes) * self.turns for split, classes in self.splits.items()},
             "images": {split: int(sizes[classes].sum()) for split, classes in self.splits.items()},
             "images_of_smallest_class": {

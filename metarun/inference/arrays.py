@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from metarun.data.decoding import Range, UnknownRange, square, upright
+from metarun.data.decoding import Range, UnknownRange, measured, square, upright
 from metarun.errors import InputError, first_line
 from metarun.files import typed_path
-from metarun.inference.image_files import TRAINED_WITH_RANGE, ImageFiles, find_images, of_paths
+from metarun.inference.image_files import TRAINED_WITH_RANGE, ImageFiles, find_images, of_paths, warn_of_values
 from metarun.inference.preprocessing import Preprocessing
 
 Images = Any  # a path, a sequence of paths or of PIL images, an array or a tensor
@@ -84,21 +84,31 @@ def batches(images: Images, how: Preprocessing, size: int) -> Iterator[np.ndarra
     """
     images = plain(images)
     total = count(images)
+    used: list[Range] = []
     for start in range(0, total, size):
         part = images[start : start + size]
         if isinstance(part, np.ndarray) and part.dtype.kind == "O":
             part = part.tolist()
         if isinstance(part, Sequence):
-            yield np.stack([_item(image, place, how) for place, image in enumerate(part, start)])
+            yield np.stack([_item(image, place, how, used) for place, image in enumerate(part, start)])
         else:
             values = _range(part, how)
-            yield np.stack([square(picture, how.image_size, how.channels, values) for picture in _pictures(part)])
+            yield np.stack([_squared(picture, how, values, used) for picture in _pictures(part)])
+    warn_of_values(used, how.values)
 
 
-def _item(image: Any, place: int, how: Preprocessing) -> np.ndarray:
+def _squared(image: Image.Image, how: Preprocessing, values: Range | None, used: list[Range]) -> np.ndarray:
+    """The pixels of an image; if these values are mapped, what it has of them is noted in `used`."""
+    found = square(image, how.image_size, how.channels, values)
+    if own := measured(image, values):
+        used.append(own)
+    return found
+
+
+def _item(image: Any, place: int, how: Preprocessing, used: list[Range]) -> np.ndarray:
     """The pixels of an item of a list; errors name its place."""
     try:
-        return _one(image, how)
+        return _one(image, how, used)
     except InputError as error:
         raise InputError(str(error).replace("images:", f"images: item {place}:", 1)) from error
 
@@ -109,7 +119,7 @@ def _range(array: np.ndarray | torch.Tensor, how: Preprocessing) -> Range | None
     return None if floating else how.values
 
 
-def _one(image: Any, how: Preprocessing) -> np.ndarray:
+def _one(image: Any, how: Preprocessing, used: list[Range]) -> np.ndarray:
     if isinstance(image, str | os.PathLike):
         raise InputError("images: the list has paths and images in memory; give images of one kind")
     values = how.values
@@ -127,7 +137,7 @@ def _one(image: Any, how: Preprocessing) -> np.ndarray:
     if 0 in image.size:
         raise InputError(f"images: is {image.width} by {image.height} pixels; leave it out")
     try:
-        return square(upright(image), how.image_size, how.channels, values)
+        return _squared(upright(image), how, values, used)
     except UnknownRange as error:
         raise InputError(
             f"images: {error}; give an array of values in 0 to 1, or use a run {TRAINED_WITH_RANGE}"

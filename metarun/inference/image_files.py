@@ -19,7 +19,7 @@ import numpy as np
 
 from metarun import files
 from metarun.data.class_folders import ClassFiles, by_folders, by_labels
-from metarun.data.decoding import THREADS, Range, UnknownRange, UnreadableImage, read, too_small_a_part
+from metarun.data.decoding import THREADS, Range, UnknownRange, UnreadableImage, little_left, read, too_small_a_part
 from metarun.data.file_names import TABLES, may_be_image, visible
 from metarun.data.source import PURPOSE, Split
 from metarun.errors import UserError, nearest
@@ -59,13 +59,13 @@ class ImageFiles:
 
         The files of the next batches are read meanwhile, by threads; no more than these are held.
         """
-        deep: list[Range] = []  # the values of images of more than eight bits
+        used: list[Range] = []  # the values of images that are mapped
 
         def one(place: int) -> np.ndarray | str:
             try:
                 found = read(self.paths[place], how.image_size, how.channels, how.values)
                 if found.used:
-                    deep.append(found.used)
+                    used.append(found.used)
                 return found.pixels
             except UnknownRange as error:
                 return f"{error}; a run {TRAINED_WITH_RANGE} reads them"
@@ -96,13 +96,31 @@ class ImageFiles:
                 ]
                 if kept:
                     yield [place for place, _ in kept], np.stack([pixels for _, pixels in kept])
-        used = (min(low for low, _ in deep), max(high for _, high in deep)) if deep else None
-        if used and how.values is None and too_small_a_part(used):
-            log.warning(
-                "images: %d of 16 bits or more have values from %g to %g, of which 0 to 65535 become the 256 levels of grey; "
-                "a run %s makes more of them",
-                len(deep), *used, TRAINED_WITH_RANGE,
-            )  # fmt: skip
+        warn_of_values(used, how.values)
+
+
+def warn_of_values(used: Sequence[Range], mapped: Range | None) -> None:
+    """Warns where little is left of the values of images.
+
+    Args:
+        used: The smallest and the largest value of each image that is mapped, see `metarun.data.decoding.measured`.
+        mapped: The values that the run turns into black and white; None for those of the depth.
+    """
+    if not used:
+        return
+    ends = (min(low for low, _ in used), max(high for _, high in used))
+    if mapped is not None and little_left(ends, mapped):
+        log.warning(
+            "images: have values from %g to %g, of which the range that the run was trained with, %g to %g, leaves few levels of grey, or "
+            "black or white alone",
+            *ends, *mapped,
+        )  # fmt: skip
+    elif mapped is None and too_small_a_part(ends):
+        log.warning(
+            "images: %d of 16 bits or more have values from %g to %g, of which 0 to 65535 become the 256 levels of grey; "
+            "a run %s makes more of them",
+            len(used), *ends, TRAINED_WITH_RANGE,
+        )  # fmt: skip
 
 
 def find_images(origin: str | os.PathLike[str], key: str = "images", classes: Iterable[str] = ()) -> ImageFiles:

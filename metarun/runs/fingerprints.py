@@ -24,6 +24,7 @@ from metarun.runs.result import CHECKPOINT_DATA, CONTENT
 from metarun.text import shown_path
 
 COUNTS = re.compile(r"(sets\.[^.]+\.)?(classes|images|parts)\.|input_shape")
+NAMES = re.compile(r"(sets\.[^.]+\.)?class_names")  # digests of the names of all classes
 PARTS = re.compile(r"(sets\.[^.]+\.)?parts\.")
 # Of `data`, of `target` where there is one, of `test.data.NAME`, and of what a setting names weights by.
 Descriptions = dict[str, dict[str, Any]]
@@ -122,6 +123,9 @@ def differences(before: Descriptions, now: Descriptions) -> dict[str, str]:
     """
     old, new = _fingerprints(before), _fingerprints(now)
     changed = [role for role in old.keys() & new.keys() if old[role] != new[role]]
+    changed += [
+        role for role in before.keys() & now.keys() if role not in changed and _renamed(before[role], now[role])
+    ]
     return {role: _difference(before.get(role, {}), now.get(role, {})) for role in sorted(changed)}
 
 
@@ -132,10 +136,18 @@ def _fingerprints(described: Descriptions) -> dict[str, Any]:
     return found | ({EMBEDDING: made_by} if made_by else {})
 
 
+def _renamed(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether classes have other names; an earlier version did not note them."""
+    old, new = flat(before), flat(now)
+    return any(old[key] != new[key] for key in old if key in new and NAMES.fullmatch(key))
+
+
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What differs between two descriptions, see `differences`."""
     if not before.keys() - {"fingerprint"}:
         return OTHER_WEIGHTS
+    if before.get("fingerprint") == now.get("fingerprint") and _renamed(before, now):
+        return "the same items, but other names of classes"
     if (encoded := before.get("before_encoding")) and encoded == now.get("before_encoding"):
         return "the same items, but vectors of an encoder with other weights or settings"
     old, new = flat(before), flat(now)

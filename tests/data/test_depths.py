@@ -125,6 +125,30 @@ def test_a_small_part_of_the_range_is_said(
     assert not [message for message in caplog.messages if "data.value_range" in message]
 
 
+@pytest.mark.parametrize(
+    ("depth", "values", "warns"),
+    [
+        ("32 bits", [0, 100], False),
+        ("32 bits", [20, 60], False),  # a window, as of a CT
+        ("32 bits", [2000, 4000], True),
+        ("32 bits", [-500, -10], True),
+        ("32 bits", [0, 4095], True),
+        ("8 bits", [0, 100], False),
+        ("8 bits", [0, 4095], True),
+    ],
+)
+def test_a_range_that_leaves_little_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, depth: str, values: list[float], warns: bool
+) -> None:
+    root = str(pictures(tmp_path / "images", depth, high=100))
+    for _ in range(2):  # also of a table that is there
+        caplog.clear()
+        source = Folder(root=root, image_size=8, value_range=values)
+        told = f"data folder: images have values from 0 to 100, of which data.value_range=[{values[0]},{values[1]}] "
+        assert [told in message for message in caplog.messages if "value_range" in message] == [True] * warns
+    assert source.describe()["values"] == {"mapped": values, "used": [0, 100], "by": "data.value_range"}
+
+
 def test_eight_bits_are_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = Folder(root=str(pictures(tmp_path / "images", "8 bits", high=20)), image_size=8)
     assert source.table.images.max() == 20

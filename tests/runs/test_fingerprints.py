@@ -61,10 +61,17 @@ def renamed_class(root: Path) -> None:
     folder.rename(root / "train" / folder.name)
 
 
+def other_name(root: Path) -> None:
+    """A training class has another name, at the same place in the order of the alphabet."""
+    folder = sorted((root / "train").iterdir())[0]
+    folder.rename(folder.with_name(f"{folder.name}_"))
+
+
 CHANGES = [
     (replaced, "but other ones"),
     (removed, r"images.train \d+ -> \d+"),
     (renamed_class, r"classes.test \d+ -> \d+"),
+    (other_name, "the same items, but other names of classes"),
 ]
 
 
@@ -86,7 +93,8 @@ def test_a_finished_run_is_not_shown_for_other_data(images: Path, tmp_path: Path
     again = metarun(*words, "resume=false")
     assert again.status == 0
     beside = folder.with_name(f"{folder.name}__2")
-    assert result(beside)["data"]["fingerprint"] != before["data"]["fingerprint"]
+    told = ("fingerprint", "class_names")
+    assert [result(beside)["data"][name] for name in told] != [before["data"][name] for name in told]
     assert "nothing was computed" in metarun(*words).out  # the newest of them, of the data that are there
 
 

@@ -31,6 +31,7 @@ from metarun.ops.tasks import vectorized
 VOCABULARY, POSITIONS, WIDTH, HIDDEN, HEADS, DEPTH = 30_522, 512, 384, 1536, 12, 6
 EPSILON = 1e-12  # added to the variance
 KEY = "backbone.weights"
+SAW = "a billion pairs of English sentences"  # of the published weights
 # The names of its tensors in the published file.
 PUBLISHED = {
     r"^words\.": "embeddings.word_embeddings.",
@@ -107,7 +108,7 @@ class MiniLM(Backbone):
                 if isinstance(module, nn.Linear):
                     nn.init.zeros_(module.bias)
         else:
-            self.pretrained = True
+            self.pretrained, self.saw = True, SAW if weights == "pretrained" else None
             load_published(self, weights, KEY)
         self.register_buffer("numbers", torch.arange(POSITIONS), persistent=False)  # of the places
 

@@ -79,7 +79,7 @@ class Pretrained(Backbone):
         self.image_size = image_size or built.recipe.image_size
         batch_norm = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.network.modules())
         self.norm = "running" if batch_norm else "none"
-        self.pretrained = weights is not None
+        self.pretrained, self.saw = weights is not None, built.saw
         if norm != "running" and norm != self.norm:
             raise UserError(
                 f"backbone.norm={norm}: {name} has the normalisation that it was made with; use backbone.norm={self.norm}"

@@ -29,6 +29,7 @@ class Backbone(Checked, nn.Module):
         blocks: The blocks in order, a sequence of modules, each with the output of the one before as its first input.
         norm: The kind of normalisation, a key of `metarun.ops.batch_norm.KINDS`.
         pretrained: Whether it brings weights of a file, a library or an earlier run.
+        saw: What the weights that it brings were pretrained on, by name; None where it is not known.
         draws: Whether it draws random numbers in training.
         identity: Whether its features are the items themselves, flattened, so that no set needs to go through it on its own.
         channels_last: The memory order of images between its layers, set from `hardware.channels_last`.
@@ -42,6 +43,7 @@ class Backbone(Checked, nn.Module):
     blocks: Any
     norm: str
     pretrained: bool = False
+    saw: str | None = None
     draws: bool = False
     identity: bool = False
     channels_last: bool = False

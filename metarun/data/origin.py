@@ -18,12 +18,15 @@ class Origin:
         seen: The classes whose images made them, as `metarun.runs.seen` has it; empty where that is not known.
         told: What their trainings saw, in words; empty where nothing of it is known.
         labels_read: Which labels made them, in words.
+        library: Of a backbone that a library's weights were trained from, the `name` of the network and what they `saw` before, as
+            `protocol.backbone` of `result.json` has them; empty of any other weights.
     """
 
     where: str
     seen: Mapping[str, Any] = field(default_factory=dict)
     told: str = ""
     labels_read: str = "pretrained weights, which labels may have made"
+    library: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:

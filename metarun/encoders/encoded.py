@@ -169,10 +169,8 @@ class EncodedSource(TableSource):
         Args:
             split: The split whose classes are tested on; None for all classes.
         """
-        known, saw = self.source.classes_in, self.encoding.saw
-        told = "not known" if known is None or saw is None else "yes" if saw in known else "no"
-        if saw == NOTHING:
-            told = "no"
+        saw = self.encoding.saw
+        told = classes_seen(saw, self.source)
         if saw is None and not self.encoder.pretrained and self.encoder.seen:
             tested = range(len(self.table.names)) if split is None else self.splits[split]
             saw = "the training images of an earlier run"
@@ -280,8 +278,26 @@ def saw_of(tested: Iterable[DataSource], split: Split | None) -> dict[str, Any] 
     told = [member.saw(split) for data in tested for member in encoded_members(data).values()]
     if not told:
         return None
-    answers = [each["saw_these_classes"] for each in told]
-    return {**told[0], "saw_these_classes": next((one for one in ("yes", "not known") if one in answers), "no")}
+    return {**told[0], "saw_these_classes": of_any(each["saw_these_classes"] for each in told)}
+
+
+def classes_seen(saw: str | None, source: DataSource) -> str:
+    """Whether what weights were pretrained on has classes of a data set: `yes`, `no` or `not known`.
+
+    Args:
+        saw: What they were pretrained on, by name; None where it is not known.
+        source: The data set.
+    """
+    if saw == NOTHING:
+        return "no"
+    known = source.classes_in
+    return "not known" if known is None or saw is None else "yes" if saw in known else "no"
+
+
+def of_any(answers: Iterable[str]) -> str:
+    """The answer for several data sets, of the answers for each: `yes` if it is so for one of them."""
+    found = {*answers}
+    return next((one for one in ("yes", "not known") if one in found), "no")
 
 
 def mean_of(data: DataSource, reference: np.ndarray | None = None) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from metarun.backbones.minilm import POSITIONS, WIDTH, MiniLM, load_published
+from metarun.backbones.minilm import POSITIONS, SAW, WIDTH, MiniLM, load_published
 from metarun.config.types import NameOrPath
 from metarun.data.text_rows import shortened
 from metarun.data.tokens import LENGTH, PADDING, model_folder, tokenize
@@ -43,7 +43,7 @@ class MiniLMEncoder(Encoder):
 
     def __init__(self, *, weights: NameOrPath = "pretrained", length: Places = LENGTH) -> None:
         self.weights, self.length = weights, length
-        self.saw = "a billion pairs of English sentences" if weights == "pretrained" else None
+        self.saw = SAW if weights == "pretrained" else None
         self.folder = model_folder(weights, KEY)
         self.device = torch.device("cpu")
         self.has_cut = False  # whether a text was too long, which is said once

@@ -48,4 +48,5 @@ def described(where: str, known: dict[str, Any], stored: dict[str, Any]) -> Orig
     if told and (data := stored.get(result.CHOICES, {}).get("data")):
         told = f"of data={data}: {told}"
     told = told or (f"images of {sum(map(len, known.values()))} classes" if known else "not known")
-    return Origin(where, known, told, protocol.get("labels_read") or "it was trained with labels")
+    library = {name: value for name, value in protocol.get("backbone", {}).items() if name != "saw_these_classes"}
+    return Origin(where, known, told, protocol.get("labels_read") or "it was trained with labels", library)

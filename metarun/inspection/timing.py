@@ -80,7 +80,7 @@ def estimate(config: DictConfig, data: DataSource) -> dict[str, Any]:
         "validation_seconds": None,
         "test_seconds": None,
     }
-    if train.held_out is None:
+    if train.validation is not None:
         began = time.perf_counter()
         evaluate(learner.algorithm, train.validation, EPISODES, hardware)
         episode = (time.perf_counter() - began) / EPISODES

@@ -174,6 +174,14 @@ class FinishedRun:
         return str(told.get("classes", "")).partition(",")[0]
 
     @property
+    def saw_these_classes(self) -> str:
+        """Whether what its encoder or its backbone was pretrained on has classes that are tested on: `yes`, `no` or `not known`."""
+        protocol = self.result[PROTOCOL]
+        whole = protocol.get("encoder") or protocol.get("backbone") or {}
+        of_set = protocol.get(SETS, {}).get(self.tested_on, {}) if self.one_of_many else {}
+        return str({**whole, **of_set}.get("saw_these_classes", "no"))
+
+    @property
     def digest(self) -> str | None:
         """That of the weights that it tests and did not train."""
         return None if self.result.get(TRAIN_STEPS) else self.result.get(CHECKPOINT_DIGEST)

@@ -12,7 +12,7 @@ from metarun.errors import UserError, lacks
 from metarun.ops.measures import ACCURACY, ERROR, MEDIAN_ERROR
 from metarun.report import continual, target
 from metarun.report.collect import MALFORMED, Unreadable, read
-from metarun.report.text import count_text, error_form, half, task_text
+from metarun.report.text import count_text, error_form, half, mode_text, more_of_task, task_text
 from metarun.runs.contents import RESULT
 from metarun.runs.result import (
     AFTER_INNER_STEPS,
@@ -34,7 +34,6 @@ from metarun.runs.result import (
     TEST_ERROR,
     TRAIN_SECONDS,
     TRAIN_STEPS,
-    TRANSDUCTIVE,
     WORST_CLASS,
     half_of,
     key,
@@ -86,6 +85,8 @@ def show(folder: Path, result: dict[str, Any]) -> None:
             print(told)
     if encoder := result[PROTOCOL].get("encoder"):
         print(f"vectors of {encoder['name']}, {pretraining(encoder)}")
+    if backbone := result[PROTOCOL].get("backbone"):
+        print(f"backbone {backbone['name']}, {pretraining(backbone)}")
     if result.get(TRAIN_STEPS) == 0 and SCORE not in result:
         print(
             f"no step of training; {'tested: ' if tested or TARGET_ACCURACY in result else ''}the weights as they were"
@@ -105,7 +106,7 @@ def show(folder: Path, result: dict[str, Any]) -> None:
 
 
 def pretraining(encoder: dict[str, Any]) -> str:
-    """What an encoder saw before, in words, from `protocol.encoder` of a result."""
+    """What an encoder or a backbone saw before, in words, from `protocol.encoder` or `protocol.backbone` of a result."""
     if "fitted_to" in encoder:
         return f"fitted to {encoder['fitted_to']}"
     if encoder["saw"] == NOTHING:
@@ -153,10 +154,9 @@ def _own_measures(result: dict[str, Any]) -> str:
 
 def _table(result: dict[str, Any], title: str, columns: tuple[str, ...]) -> Table:
     protocol = result[PROTOCOL]
-    mode = "transductive" if protocol[TRANSDUCTIVE] else "inductive"
-    if protocol.get("assumes_balanced_queries"):
-        mode += ", supposes balanced queries"
-    table = Table("", title=f"{title}; norm {protocol['norm']}, {mode}", title_justify="left", min_width=60)
+    table = Table(
+        "", title=f"{title}; norm {protocol['norm']}, {mode_text(protocol)}", title_justify="left", min_width=60
+    )
     for column in columns:
         table.add_column(column, justify="right")
     return table
@@ -179,9 +179,10 @@ def _by_set(result: dict[str, Any], what: str, sets: dict[str, Any]) -> Table:
     """A row for each data set that was tested on, and one for their mean; fits 80 columns."""
     prefixes = [prefix for prefix in BASELINES if key(prefix, ACCURACY) in result]
     columns = ("tasks", "accuracy", "95% interval", *(["before"] if prefixes else []), "chance")
-    queries = {name: count_text(told["task"]["queries"]) for name, told in sets.items()}  # a set may have its own
-    alike = len({*queries.values()}) == 1
-    in_all = f", {next(iter(queries.values()))} queries a class" if alike else ""
+    tasks = {name: told["task"] for name, told in sets.items()}
+    asked = {name: (count_text(task["queries"]), more_of_task(task)) for name, task in tasks.items()}
+    alike = len({*asked.values()}) == 1  # a set may have its own
+    in_all = ", {} queries a class{}".format(*next(iter(asked.values()))) if alike else ""
     table = _table(result, f"{what}{counted(len(sets), 'data set')}{in_all}", columns)
 
     def row(title: str, tasks: str, name: str) -> None:
@@ -193,7 +194,7 @@ def _by_set(result: dict[str, Any], what: str, sets: dict[str, Any]) -> Table:
         table.add_row(title, tasks, number(TEST), interval, *map(number, prefixes[:1]), number(CHANCE))
 
     for name, told in sets.items():
-        own = "" if alike else f", {queries[name]} queries"
+        own = "" if alike else ", {} queries{}".format(*asked[name])
         row(name, f"{count_text(told['task']['ways'])}-way {count_text(told['task']['shots'])}-shot{own}", name)
     table.add_section()
     row("mean", "", "")

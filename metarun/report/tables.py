@@ -48,6 +48,8 @@ EXPLAINED = {
     SOME: "the mean and its intervals are of 2 of the 3 seeds; the other has no finite number, as its training or its test diverged.",
     "mean rank": "the mean over the data sets of a method's rank among those that were tested on all of them, 1 being the highest "
     "accuracy.",
+    "supposes balanced": "whether the method supposes that each class has as many of the queries (of a target: test items) as any other, "
+    "which it cannot know.",
     "p": "Holm-adjusted over all comparisons of its kind in this report. The best was chosen by these same results, "
     "which flatters it a little.",
 }
@@ -147,11 +149,14 @@ def _tested(rows: Sequence[Row], measure: str, over: str) -> dict[str, list[str]
     if regression:
         cells["median MSE"] = [number(row.median, measure) for row in rows]
         cells["diverged tasks"] = [str(row.diverged) if any(row.diverged for row in rows) else "" for row in rows]
-    transductive = [row.group.runs[0].result[PROTOCOL].get(TRANSDUCTIVE) for row in rows]
+    protocols = [row.group.runs[0].result[PROTOCOL] for row in rows]
+    transductive = [protocol.get(TRANSDUCTIVE) for protocol in protocols]
     cells["transductive"] = [("yes" if each else "no") if any(transductive) else "" for each in transductive]
-    encoders = [row.group.runs[0].result[PROTOCOL].get("encoder") or {} for row in rows]
-    if any(each.get("saw_these_classes") == "yes" for each in encoders):
-        cells["pretrained on these classes"] = [each.get("saw_these_classes", "no") for each in encoders]
+    balanced = [bool(protocol.get("assumes_balanced_queries")) for protocol in protocols]
+    cells["supposes balanced"] = [("yes" if each else "no") if any(balanced) else "" for each in balanced]
+    saw = [row.group.runs[0].saw_these_classes for row in rows]
+    if "yes" in saw:
+        cells["pretrained on these classes"] = saw
     if len(rows) > 1:
         points = "" if regression else " (points)"
         best = next((row for row in rows if row.best), None)

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from metarun.ops.measures import ACCURACY, AUROC, BALANCED_ACCURACY, MACRO_F1, overlap_of
-from metarun.report.text import half
+from metarun.report.text import half, mode_text
 from metarun.runs.result import (
     CONTENT,
     PROTOCOL,
@@ -21,7 +21,6 @@ from metarun.runs.result import (
     TARGET_CURVE,
     TARGET_INTERVAL,
     TARGET_TEST_IMAGES,
-    TRANSDUCTIVE,
     half_of,
     key,
 )
@@ -37,7 +36,7 @@ def table(result: dict[str, Any]) -> Table:
     ]
     # Beside AUROC, which is of two classes, there is no room for macro F1.
     known = [name for name in TITLES if name in curve[0] and not (name == MACRO_F1 and AUROC in curve[0])]
-    mode = "transductive" if result[PROTOCOL][TRANSDUCTIVE] else "inductive"
+    mode = mode_text(result[PROTOCOL], f"test {kind(result)}")
     title = f"target, {len(result[TARGET_CLASSES])} classes; norm {result[PROTOCOL]['norm']}, {mode}; {result[TARGET_INTERVAL]}"
     shown = Table("", *(TITLES[name] for name in known), title=title, title_justify="left", min_width=60)
     for point in curve:

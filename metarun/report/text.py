@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metarun.config.task_schema import SIZES
-from metarun.runs.result import ERROR, SCORE, half_of, tested
+from metarun.runs.result import ERROR, SCORE, TRANSDUCTIVE, half_of, tested
 
 TOO_FEW = "too few"  # for an interval
 
@@ -72,6 +72,17 @@ def more_of_task(task: Mapping[str, Any]) -> str:
     if least := task.get("min_items"):
         found.append(f"classes of at least {least}")
     return "".join(f", {text}" for text in found)
+
+
+def mode_text(protocol: Mapping[str, Any], items: str = "queries") -> str:
+    """Whether a prediction looked at what else was tested, and whether the method supposes as much of each class, in words.
+
+    Args:
+        protocol: That of `result.json`.
+        items: What is tested.
+    """
+    mode = "transductive" if protocol[TRANSDUCTIVE] else "inductive"
+    return f"{mode}, supposes balanced {items}" if protocol.get("assumes_balanced_queries") else mode
 
 
 def task_text(task: Mapping[str, Any]) -> str:

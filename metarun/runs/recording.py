@@ -11,7 +11,8 @@ from omegaconf import DictConfig
 from metarun import files
 from metarun.config import flat, to_container
 from metarun.data.origin import NO_LABELS, Origin
-from metarun.encoders.encoded import saw_of
+from metarun.data.source import DataSource
+from metarun.encoders.encoded import classes_seen, of_any, saw_of
 from metarun.inference.kept import kept_learner
 from metarun.ops import batch_norm
 from metarun.runs import contents, provenance, result
@@ -68,6 +69,9 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
     tested = [run.target.source] if run.target else list(run.tests.values()) or [run.data]
     if told := saw_of(tested, None if run.target else "test"):
         found["encoder"] = told
+    library = next((one.library for one in run.learner.origins if one.library and one.key != "encoder.from"), None)
+    if library:
+        found["backbone"] = {**library, "saw_these_classes": library_saw(library["saw"], tested)}
     if run.config.recipe.source:
         found |= {
             "test_inner_steps": algorithm.test_steps,
@@ -83,9 +87,25 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
         said = stage.protocol(run)
         seen |= said.get(result.SEEN, {})
         found |= said
+    for name, of_set in found.get(result.SETS, {}).items():  # what is said above is of all of them together
+        data_set = [run.tests[name]]
+        if told := saw_of(data_set, "test"):
+            of_set["saw_these_classes"] = told["saw_these_classes"]
+        elif library:
+            of_set["saw_these_classes"] = library_saw(library["saw"], data_set)
     # Of one query alone nothing is assumed of the others.
     assumed = {"assumes_balanced_queries": algorithm.assumes_balanced_queries} if found[result.TRANSDUCTIVE] else {}
     return {**found, **assumed, result.SEEN: seen}
+
+
+def library_saw(saw: str | None, tested: Iterable[DataSource]) -> str:
+    """Says whether a library's weights saw classes that are tested on: `yes` if those of one of the data sets.
+
+    Args:
+        saw: What they were pretrained on, by name; None where it is not known.
+        tested: The data sets.
+    """
+    return of_any(classes_seen(saw, member) for data in tested for member in data.underlying.members.values())
 
 
 def labels_read(own: str, origins: Iterable[Origin]) -> str:

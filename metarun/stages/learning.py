@@ -218,7 +218,10 @@ def origins_of(run: Run) -> list[Origin]:
 def with_library(brought: list[Origin], backbone: Backbone) -> list[Origin]:
     """Adds to origins the library whose weights the backbone brings, where these are of no run."""
     of_library = backbone.pretrained and not any(one.key == "backbone.from" for one in brought)
-    return [Origin("backbone"), *brought] if of_library else brought
+    if not of_library:
+        return brought
+    library = {"name": getattr(backbone, "name", type(backbone).__name__), "saw": backbone.saw}
+    return [Origin("backbone", library=library), *brought]
 
 
 def seen_by(begins_with: Iterable[Origin]) -> seen.Seen:

@@ -15,6 +15,7 @@ import metarun
 from metarun import files
 from metarun.config import flat
 from metarun.data.image_batches import Labelled, make_ready
+from metarun.data.source import EpisodeSampler
 from metarun.engine import checkpoint
 from metarun.engine.distributed import World
 from metarun.engine.evaluate import classified, evaluate
@@ -103,19 +104,33 @@ class Train(Stage):
             earlier = None if self.start_from is None else run.learners[self.start_from].algorithm
             self.learner.algorithm.check(tasks, earlier=earlier)
         self.held_out = held_out_images(run, self.learner, self.train)
+        self.validation: EpisodeSampler | None = None
         later = run.later(self)
         self.last = not any(stage.gives_weights for stage in later)
         self.apart = not self.last or any(stage.shares_training for stage in later)
         self.chooses = bool(self.learner.settings.steps) or not later
         if self.held_out is None:
             check_test_task(self.learner, run.test_task)
-            self.validation = run.episodes("val", run.test_task, self.learner.hardware.device)
+            self.validation = self._validation_tasks(run)
         if self.start_from is not None:
             before = run.learners[self.start_from]
             self.learner.seen = seen.merged(self.learner.seen, before.seen)
             self.learner.origins = list({one.where: one for one in (*before.origins, *self.learner.origins)}.values())
         self.learner.selected_by = self._selected_by()
         run.add(self.name, self.learner)
+
+    def _validation_tasks(self, run: Run) -> EpisodeSampler | None:
+        """The validation tasks; None where there are too few classes for them, and nothing is chosen by them.
+
+        Raises:
+            UserError: There are too few, and weights are chosen by them.
+        """
+        try:
+            return run.episodes("val", run.test_task, self.learner.hardware.device)
+        except UserError:
+            if self.chooses:
+                raise
+            return None
 
     def _selected_by(self) -> str:
         if not self.learner.settings.steps:
@@ -131,8 +146,9 @@ class Train(Stage):
             numbers = self._train_apart(run)
         else:
             self.make_ready(run)
-            if self.held_out is None and run.data.item == "image" and not (run.folder / contents.LAST).exists():
-                run.logger.tasks(next(self.validation(0, 1).split(1)))
+            shown = self.validation if run.data.item == "image" else None
+            if shown is not None and not (run.folder / contents.LAST).exists():
+                run.logger.tasks(next(shown(0, 1).split(1)))
             target = run.target.source if run.target else None
             told = {role: each.get("fingerprint") for role, each in descriptions(run.data, target).items()}
             self.learner.made_by = files.digest({"config": identity(run.config), "data": told})
@@ -169,7 +185,7 @@ class Train(Stage):
     def _validation(self) -> Validate:
         """Returns what scores the weights, by accuracy or by minus the median error of regression tasks, and says what to log."""
         learner, held_out = self.learner, self.held_out
-        algorithm, hardware = learner.algorithm, learner.hardware
+        algorithm, hardware, episodes = learner.algorithm, learner.hardware, self.validation
 
         def on_images(images: Labelled) -> tuple[float, dict[str, float]]:
             scores = classified(algorithm, images, hardware, learner.sampler)
@@ -179,7 +195,8 @@ class Train(Stage):
             return mean, {name: mean, result.half_of(name): metrics.reach(mean, metrics.wilson(mean, len(right)))}
 
         def on_episodes() -> tuple[float, dict[str, float]]:
-            scores = evaluate(algorithm, self.validation, learner.settings.validate_episodes, hardware)
+            assert episodes is not None
+            scores = evaluate(algorithm, episodes, learner.settings.validate_episodes, hardware)
             regression = algorithm.spec.kind == "regression"
             measure = result.VALIDATION_ERROR if regression else result.VALIDATION_ACCURACY
             mean, half = metrics.interval(scores.final, shares=not regression)

@@ -42,7 +42,7 @@ from metarun.inference.preprocessing import Preprocessing
 from metarun.ops import metrics
 from metarun.report.collect import collect
 from metarun.report.summary import summarise
-from metarun.report.tables import overview
+from metarun.report.tables import overview, section_table
 from metarun.runs import contents, seen
 from metarun.runs.building import normalize_as_trained, used_as_trained
 from metarun.stages import training_data
@@ -686,6 +686,28 @@ def test_an_encoder_saw_what_is_tested_on_if_it_saw_one_of_the_sets() -> None:
         source.source.classes_in = known
     told = [saw_of(part, "test") for part in (sources, sources[1:], sources[2:], [])]
     assert [each and each["saw_these_classes"] for each in told] == ["yes", "not known", "no", None]
+
+
+def test_each_set_says_whether_the_encoder_saw_its_own_classes(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What holds of one of them holds of the command, and not of the others."""
+    monkeypatch.setenv("METARUN_ALLOW", "tiny_encoder")
+    monkeypatch.setattr(Folder, "classes_in", ("imagenet",))
+    encoder = ["++encoder._target_=tiny_encoder.Squares", "++encoder.saw=imagenet", "backbone=identity"]
+    words = ["data=folder", f"data.root={folders['left']}", "test.data=[digits,right:folder]"]
+    words += [f"test.data.right.root={folders['right']}", *encoder, "task.ways=2", "task.queries=2", "test.episodes=6"]
+    outcome = metarun(*words, "test.task.query_dirichlet=1", f"outputs={tmp_path}")
+    assert outcome.status == 0, outcome.err
+    assert "2 queries a class, divided by Dirichlet(1) shares" in " ".join(outcome.out.split())
+    protocol = result(only_run(tmp_path))["protocol"]
+    assert protocol["encoder"]["saw_these_classes"] == "yes"
+    assert {name: told["saw_these_classes"] for name, told in protocol["sets"].items()} == {
+        "digits": "no",
+        "right": "yes",
+    }
+    tables = [section_table(section) for section in summarise(collect([tmp_path], tmp_path / "none"))]
+    assert ["pretrained on these classes" in table.headings for table in tables] == [False, True]
 
 
 def test_one_command_tests_on_many_sets_and_a_report_ranks_methods(folders: dict[str, Path], tmp_path: Path) -> None:

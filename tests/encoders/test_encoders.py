@@ -858,6 +858,67 @@ def test_a_run_on_vectors_says_what_its_encoder_saw(weights: Path, tmp_path: Pat
     assert "This run had finished before" in again.out
 
 
+def test_where_nothing_is_trained_no_validation_classes_are_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight classes leave one for validation, and no task of two."""
+    monkeypatch.setenv("METARUN_ALLOW", "tiny_encoder")
+    root = shaded(tmp_path / "images", classes=8)
+    words = ["data=folder", f"data.root={root}", *SMALL, "++encoder._target_=tiny_encoder.Squares", "backbone=identity"]
+    outcome = done(*words, "algo=tim", f"outputs={tmp_path}/out")
+    assert "test: probabilities get no temperature, for want of validation tasks" in outcome.err
+    assert "test/acc" in json.loads((only(tmp_path / "out") / "result.json").read_text())
+    mlp = [word.replace("identity", "mlp") for word in words]
+    refused = metarun(*mlp, "train.steps=1", f"outputs={tmp_path}/trained")
+    assert (refused.status, "above the 1 class of the val split" in refused.err) == (2, True)
+
+
+def test_the_table_of_a_target_says_that_a_method_supposes_balanced_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of episodes does: one's own classes are rarely of one size."""
+    monkeypatch.setenv("METARUN_ALLOW", "tiny_encoder")
+    words = [
+        "recipe=target_only",
+        "target=digits",
+        "target.train_images=20",
+        "target.test_images=20",
+        "target.repeats=1",
+    ]
+    words += ["transfer=own", "++encoder._target_=tiny_encoder.Squares", "backbone=identity"]
+    for algo, told in (("tim", "transductive, supposes balanced test images;"), ("alpha_tim", "transductive;")):
+        outcome = done(*words, f"algo={algo}", f"outputs={tmp_path}/{algo}")
+        assert told in " ".join(outcome.out.split())
+
+
+def test_a_run_says_what_its_pretrained_backbone_saw(tmp_path: Path) -> None:
+    """Also one that tests the weights of such a run, or goes on from them: it reads the library's weights no more."""
+    network = ["backbone=efficientnet_lite0", "backbone.image_size=32"]
+    trained = ["data=digits", *network, "task.ways=2", "task.queries=2", "train.steps=1", "train.validate_episodes=2"]
+    few = ["test.episodes=4", "test.baseline_episodes=0"]
+    first = done(*trained, *few, f"outputs={tmp_path}/first")
+    run = only(tmp_path / "first")
+    tested = done("recipe=test", f"checkpoint={run}", *few, f"outputs={tmp_path}/tested")
+    target = [
+        "recipe=target_only",
+        "target=digits",
+        "target.train_images=10",
+        "target.repeats=1",
+        "transfer=nearest_centroid",
+    ]
+    from_run = done(*target, *network, f"+backbone.from={run}", f"outputs={tmp_path}/from_run")
+    from_library = done(*target, *network, f"outputs={tmp_path}/from_library")
+    for name, outcome in (("first", first), ("tested", tested), ("from_run", from_run), ("from_library", from_library)):
+        protocol = json.loads((only(tmp_path / name) / "result.json").read_text())["protocol"]
+        assert protocol["backbone"] == {
+            "name": "metarun:efficientnet_lite0", "saw": "imagenet", "saw_these_classes": "no",
+        }, name  # fmt: skip
+        line = "backbone metarun:efficientnet_lite0, pretrained on imagenet, which has none of the classes that are tested on"
+        assert line in outcome.out, name
+    drawn = done(*target, *network, "backbone.weights=null", f"outputs={tmp_path}/drawn")
+    assert "pretrained on" not in drawn.out
+
+
 def encodings(outcome: Outcome) -> list[str]:
     """What a run said of each encoding."""
     return re.findall(r"encoder: encoded (\d+ images)", outcome.err)

@@ -267,3 +267,10 @@ def test_transductive_runs_are_marked_where_some_are(tmp_path: Path) -> None:
     make_run(tmp_path / "b", "algo=protonet", scores=[0.5, 1])
     table = tables.section_table(sections(tmp_path)[0])
     assert [cells[table.headings.index("transductive")] for cells in table.rows] == ["yes", "no"]
+    assert "supposes balanced" not in table.headings
+    protocol["assumes_balanced_queries"] = True
+    make_run(tmp_path / "c", "algo=tim", scores=[0.5, 1], choices={"algo": "tim"}, result={"protocol": protocol})
+    table = tables.section_table(sections(tmp_path)[0])
+    place = table.headings.index("supposes balanced")
+    assert {cells[0]: cells[place] for cells in table.rows} == {"maml": "no", "protonet": "no", "tim": "yes"}
+    assert "supposes balanced" in tables.explained([table])

@@ -1,4 +1,4 @@
-"""What the files of `conf/` refer to: the schema by its name, defaults from signatures, and two resolvers of values."""
+"""What the files of `conf/` refer to: the schema by its name, defaults from signatures, and three resolvers of values."""
 
 from __future__ import annotations
 
@@ -24,6 +24,13 @@ def _of_protocol(name: str, *, _root_: DictConfig) -> Any:
     return PROTOCOLS.get(OmegaConf.select(_root_, "task.protocol"), PROTOCOLS["uniform"])[name]
 
 
+def _in_training(name: str, *, _root_: DictConfig) -> Any:
+    """The ways, shots or queries that training tasks are told to have, in `train.task` or else in `task`."""
+    own = OmegaConf.select(_root_, f"train.task.{name}")
+    return OmegaConf.select(_root_, f"task.{name}") if own is None else own
+
+
+OmegaConf.register_new_resolver("in_training", _in_training, replace=True)
 OmegaConf.register_new_resolver("of_protocol", _of_protocol, replace=True)
 OmegaConf.register_new_resolver("pixels_normalized", _pixels_normalized, replace=True)
 ConfigStore.instance().store(name="schema", node=Config)

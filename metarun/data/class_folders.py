@@ -8,7 +8,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from metarun.data.file_names import NO_CLASSES, kinds_of, may_be_image, part_of, parts_alone, tables_in, twins, visible
+from metarun.data.file_names import (
+    NO_CLASSES,
+    kinds_of,
+    may_be_image,
+    part_of,
+    parts_alone,
+    pieces,
+    tables_in,
+    twins,
+    visible,
+)
 from metarun.data.label_files import Columns, labelled_files
 from metarun.data.source import Split
 from metarun.data.splits import SPLITS, same_in_all
@@ -115,9 +125,9 @@ def refuse_unlabelled(root: Path, names: list[str]) -> None:
 
 
 def _no_classes(root: Path, names: list[str]) -> bool:
-    """Whether all of several folders, with no folders in them, have names that say nothing of classes."""
-    called_so = len(names) > 1 and all(name.lower() in NO_CLASSES for name in names)
-    return called_so and not any(_folders(root / name) for name in names)
+    """Whether all of several folders, with no folders in them, have names that say nothing of classes, or are pieces beside a table."""
+    called_so = all(name.lower() in NO_CLASSES for name in names) or (pieces(names) and bool(tables_in(root)))
+    return len(names) > 1 and called_so and not any(_folders(root / name) for name in names)
 
 
 def _unlabelled(held: Path, tables: list[str]) -> UserError:
@@ -154,7 +164,9 @@ def _divided(
             f"{folders.get(part, part)}{hint}"
         )
     for found in folders.values():
-        if all(name.lower() in NO_CLASSES and not _folders(root / found / name) for name in inside[found]):
+        # An archive may have a folder of its own name in it: train/train.
+        called_so = all(name.lower() in NO_CLASSES or part_of(name) for name in inside[found])
+        if called_so and not any(_folders(root / found / name) for name in inside[found]):
             raise _unlabelled(root / found / inside[found][0], tables_in(root))
     if others:
         log.warning("data folder: of %s only %s are read, not %s", root, ", ".join(folders.values()), ", ".join(others))

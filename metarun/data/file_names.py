@@ -13,7 +13,8 @@ PARTS = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-BESIDE_PARTS = {"data", "dataset", "images", "image", "img", "imgs", "labels", "set", "split"}  # in names of parts
+IMAGES = {"images", "image", "img", "imgs"}
+BESIDE_PARTS = {*IMAGES, "data", "dataset", "labels", "set", "split"}  # in names of parts
 KINDS = {
     **PARTS, "eval": "test", "evaluation": "test",
     "labeled": "labelled", "labelled": "labelled", "unlabeled": "unlabelled", "unlabelled": "unlabelled",
@@ -67,6 +68,12 @@ def parts_alone(names: Sequence[str]) -> bool:
     """Whether folders are called as parts of a data set, and of two at least: a class alone may be called `train`."""
     kinds = kinds_of(names)
     return all(kinds) and len({*kinds}) > 1
+
+
+def pieces(names: Sequence[str]) -> bool:
+    """Whether folders of images are called alike but for a number, as a large one is published: `images_part_1`, `images_part_2`."""
+    alike = {re.sub(r"\d+", "", name.lower()) for name in names}
+    return len(alike) == 1 and not IMAGES.isdisjoint(re.findall(r"[^\W_]+", alike.pop()))
 
 
 def tables_in(folder: Path) -> list[str]:

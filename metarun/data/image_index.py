@@ -8,7 +8,7 @@ import posixpath
 from pathlib import Path, PurePosixPath
 
 from metarun import files
-from metarun.data.file_names import may_be_image, visible
+from metarun.data.file_names import may_be_image, part_of, visible
 from metarun.errors import UserError, nearest
 from metarun.text import composed
 
@@ -36,14 +36,16 @@ class ImageIndex:
                     for key in {path, path.with_suffix("")}:  # a path keeps the bytes that open it
                         self.paths.setdefault(composed(str(key)), []).append(path)
                         self.names.setdefault(composed(key.name), []).append(path)
+        self.parts = set(map(part_of, self.folder_names)) - {""}
 
     def find(self, file: str, table: Path, where: str) -> Path:
         """The one image that a table calls `file`; raises `UserError` where there is none, or several.
 
         It is looked for beside the table, in the folder that is called like the table and in the root; then there also
-        without the folders that the path begins with elsewhere; then by its name alone. Where the folder that the path names is
-        there, or one that is called like the image's own, it is looked for in no other: an image of the same name may be another one,
-        of another class. For that reason an image that is where the path says, but outside the root, is refused.
+        without the folders that the path begins with elsewhere; then by its name alone, but for `train.csv` in no `test_images`
+        where there are `train_images`. Where the folder that the path names is there, or one that is called like the image's own, it
+        is looked for in no other: an image of the same name may be another one, of another class. For that reason an image that is
+        where the path says, but outside the root, is refused.
         """
         written = file.replace("\\", "/")
         beside = table.parent.relative_to(self.root) if table.is_relative_to(self.root) else Path()
@@ -65,9 +67,12 @@ class ImageIndex:
                 if found := self.paths.get(name):
                     return self._one(found, name, file, where)
         alike = [path for path in self.names.get(last, []) if not own or composed(path.parent.name) == own]
+        if (part := part_of(table.stem)) in self.parts:
+            alike = [path for path in alike if _parts_of(path) <= {part}]
         if elsewhere and alike:
             return self._one(alike, last, file, where)
         near = nearest(last, self.names) if len(self.names) < 10_000 else ""
+        near = f", only {self.names[last][0]}" if last in self.names else near
         raise UserError(f"{where}: there is no image {file} in {self.root}{near}")
 
     def _below(self, path: str) -> str:
@@ -128,6 +133,11 @@ class ImageIndex:
                 f"{where}: {file} may be {found[0]} or {found[1]} of {self.root}; write the path from there"
             )
         return self.root / found[0]
+
+
+def _parts_of(path: PurePosixPath) -> set[str]:
+    """The parts of a data set that the folders of a path name."""
+    return set(map(part_of, path.parts[:-1])) - {""}
 
 
 def _is_below(path: str, folder: str) -> bool:

@@ -22,11 +22,14 @@ from metarun.runs.result import (
     DAMAGED,
     EPISODES,
     MEASURES,
+    NOT_TRAINED,
     NOTHING,
     PROTOCOL,
     SCORE,
+    SELECTED_BY,
     SELECTED_STEP,
     SETS,
+    STAGES,
     TARGET_ACCURACY,
     TASKS_PER_SECOND,
     TEST,
@@ -34,6 +37,7 @@ from metarun.runs.result import (
     TEST_ERROR,
     TRAIN_SECONDS,
     TRAIN_STEPS,
+    VALIDATED_ONCE,
     WORST_CLASS,
     half_of,
     key,
@@ -88,14 +92,16 @@ def show(folder: Path, result: dict[str, Any]) -> None:
     if backbone := result[PROTOCOL].get("backbone"):
         print(f"backbone {backbone['name']}, {pretraining(backbone)}")
     if result.get(TRAIN_STEPS) == 0 and SCORE not in result:
-        print(
-            f"no step of training; {'tested: ' if tested or TARGET_ACCURACY in result else ''}the weights as they were"
-        )
+        purpose = "tested: " if tested or TARGET_ACCURACY in result else ""
+        trained = [name for name in result.get(STAGES, {}) if result.get(key(name, "steps"))]
+        taken = trained and NOT_TRAINED not in result[PROTOCOL].get(SELECTED_BY, NOT_TRAINED)
+        print(f"no step of training; {purpose}the weights {f'that {trained[-1]} left' if taken else 'as they were'}")
     elif TRAIN_STEPS in result:
         score = f"validation score {result[SCORE]:.4g}, " if SCORE in result else ""
         used = tested or TARGET_ACCURACY in result
         chosen = "tested: the weights" if used else f"{score}not tested; best.pt is that"
-        why = "the best on validation" if SCORE in result else "as no validation had a finite score"
+        best = "the last" if VALIDATED_ONCE in result[PROTOCOL].get(SELECTED_BY, "") else "the best on validation"
+        why = best if SCORE in result else "as no validation had a finite score"
         print(
             f"{counted(result[TRAIN_STEPS], 'step')} in {result[TRAIN_SECONDS]:.0f} s, {result[TASKS_PER_SECOND]:.3g} "
             f"tasks/s; {chosen} of step {result[SELECTED_STEP]}, {why}"

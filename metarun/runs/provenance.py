@@ -24,7 +24,10 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Finds the commit of the checkout that metarun runs from, with `+` if its code or configuration has changes; None outside one."""
+    """Finds the commit of the checkout that metarun runs from, with `+` if its code or configuration has changes or new files.
+
+    Outside of a checkout there is none.
+    """
     here = Path(__file__).resolve().parent
     # A stored result beside them changes no number.
     deciding = [str(folder) for folder in (here.parent, CONF.resolve())]
@@ -42,7 +45,7 @@ def git_commit() -> str | None:
     try:
         if git("ls-files", "--error-unmatch", __file__):
             return git("rev-parse", "HEAD") + (
-                "+" if git("status", "--porcelain", "--untracked-files=no", "--", *deciding) else ""
+                "+" if git("status", "--porcelain", "--untracked-files=all", "--", *deciding) else ""
             )
     except (OSError, subprocess.SubprocessError):
         pass

@@ -134,14 +134,14 @@ class Train(Stage):
 
     def _selected_by(self) -> str:
         if not self.learner.settings.steps:
-            return "no selection: nothing was trained"
+            return result.NOT_TRAINED
         of_target = self.learner.algorithm.uses_target == "labels"
         held_out = "target, whose labels it trains on" if of_target else "source"
         return "best validation score" + (f" on held-out images of the {held_out}" if self.held_out else "")
 
     def execute(self, run: Run) -> None:
         if self.start_from is not None:
-            self.learner.algorithm.inherit(run.learners[self.start_from].algorithm)
+            self._inherit(run.learners[self.start_from])
         if self.apart:
             numbers = self._train_apart(run)
         else:
@@ -153,10 +153,21 @@ class Train(Stage):
             told = {role: each.get("fingerprint") for role, each in descriptions(run.data, target).items()}
             self.learner.made_by = files.digest({"config": identity(run.config), "data": told})
             numbers = self._train_in(run, run.folder, run.logger)
+        if self.learner.settings.steps and numbers[result.TRAIN_STEPS] <= self.learner.settings.validate_every:
+            self.learner.selected_by = result.VALIDATED_ONCE  # of one candidate none is the best
         if not self.last:
             own = f"{result.TRAIN}/"
             numbers = {result.key(self.name, key.removeprefix(own)): value for key, value in numbers.items()}
         run.result |= numbers
+
+    def _inherit(self, before: Trainable) -> None:
+        """Takes over what an earlier stage learned; without a step the weights are those that it chose, unless it but taught them."""
+        backbone = self.learner.algorithm.backbone
+        own = {name: value.clone() for name, value in backbone.state_dict().items()}
+        self.learner.algorithm.inherit(before.algorithm)
+        taken = any(not torch.equal(value, own[name]) for name, value in backbone.state_dict().items())
+        if taken and not self.learner.settings.steps and before.selected_by != result.NOT_TRAINED:
+            self.learner.selected_by = f"{self.start_from}: {before.selected_by}"
 
     def make_ready(self, run: Run) -> None:
         """Computes what the items that the training reads are made of, before its clock starts.

@@ -35,6 +35,7 @@ from metarun.data.source import EpisodeSampler
 from metarun.errors import UserError
 from metarun.ops.draws import add_up, at_task, gather, of_the_step, part, settle_averages
 from metarun.ops.inner_loop import Params
+from metarun.ops.metrics import hits
 from metarun.ops.modes import evaluating
 from metarun.ops.numerics import full_precision, precise
 from metarun.wrappers.base import Wrapper
@@ -164,7 +165,7 @@ class ATS(Wrapper):
                 if self.method.spec.kind == "regression":
                     score = -(precise(prediction) - tasks.query_y).square().mean()
                 else:
-                    score = (prediction.argmax(-1) == tasks.query_y).float().mean()
+                    score = hits(prediction, tasks.query_y).float().mean()
                 found.append(score * (tasks.n_tasks / self.validation_tasks))
         for name, value in params.items():
             value.copy_(before[name])

@@ -76,10 +76,17 @@ def test_rates_of_a_paper() -> None:
 @pytest.mark.parametrize("algo", ["maml", "fomaml"])
 def test_tasks_of_a_paper_have_as_many_queries_as_shots(algo: str) -> None:
     """Finn et al.'s code draws `update_batch_size * 2` images of a class, half of them for the outer loss."""
-    for shots in (1, 5):
-        config = compose(f"algo={algo}", "data=omniglot", "preset=paper", f"task.shots={shots}")
+    for words, shots in (
+        (["task.shots=1"], 1),
+        (["task.shots=5"], 5),
+        (["train.task.shots=5"], 5),
+        (["task.shots=5", "train.task.shots=2"], 2),
+        (["train.task.shots=[1,10]"], (1, 10)),
+    ):
+        config = compose(f"algo={algo}", "data=omniglot", "preset=paper", *words)
         check(config)
-        assert (config.train.task.queries, values_of_task(config, "train")["queries"]) == (shots, shots)
+        task = values_of_task(config, "train")
+        assert (task["queries"], task["shots"]) == (shots, shots)
         assert config.test.task.queries is None
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from shell import metarun, result, run_folder
 
-from metarun.data.class_folders import by_folders
+from metarun.data.class_folders import by_folders, by_labels
 from metarun.data.folder import Folder
 from metarun.errors import UserError
 
@@ -196,6 +196,31 @@ def test_an_image_that_is_missing_in_its_folder_is_taken_from_no_other(tmp_path:
     assert (
         len(Folder(root=str(root), labels="all.csv", image_size=8).table.images) == 13
     )  # of a folder that is not there
+
+
+@pytest.mark.parametrize("train", ["train", "train_images", "train/train"])
+@pytest.mark.parametrize("table", ["train.csv", "train_labels.csv"])
+def test_a_table_of_one_part_means_the_images_of_that_part(tmp_path: Path, train: str, table: str) -> None:
+    """Competitions number the images of each part from 0."""
+    root = competition(tmp_path / "images")
+    if train != "train":
+        (root / "train").rename(root / "aside")
+        (root / train).parent.mkdir(exist_ok=True)
+        (root / "aside").rename(root / train)
+    write(root / table, "file,label", rows())
+    check(Folder(root=str(root), labels=table, image_size=8))
+    (root / train / "1.png").unlink()
+    with pytest.raises(UserError, match=r"line 3: there is no image 1\.png in .*/images, only test/1\.png$"):
+        Folder(root=str(root), labels=table, image_size=8)
+
+
+def test_validation_images_may_lie_among_those_of_training(tmp_path: Path) -> None:
+    root = competition(tmp_path / "images", classes=2, per_class=4)
+    write(root / "train.csv", "file,label", rows(2, 2))
+    write(root / "val.csv", "file,label", rows(2, 4)[4:])
+    assert [(entry.part, len(entry.paths)) for entry in by_labels(root, ["train.csv", "val.csv"])] == [
+        ("train", 2), ("train", 2), ("val", 2), ("val", 2)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("below", ["", "photos"])
@@ -428,6 +453,7 @@ def test_a_table_that_is_none(tmp_path: Path) -> None:
         ("train", "test", "masks"),
         ("images", "masks"),
         ("train/images", "train/masks", "test/images"),
+        ("train/train", "test/test"),
     ],
 )
 @pytest.mark.parametrize("table", [True, False])
@@ -440,6 +466,19 @@ def test_parts_are_no_classes(tmp_path: Path, parts: tuple[str, ...], table: boo
     advice = r"data.labels=train.csv$" if table else r"into a folder of its own, or name a table .* with data.labels$"
     with pytest.raises(UserError, match=r"^data.root: .*/images/.+ holds images but no class folders, .*" + advice):
         Folder(root=str(tmp_path / "images"))
+
+
+def test_pieces_of_a_folder_are_no_classes_beside_a_table(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for piece in (1, 2):
+        (root / f"HAM10000_images_part_{piece}").mkdir(parents=True)
+        for number in range(3):
+            Image.new("L", (8, 8), number).save(root / f"HAM10000_images_part_{piece}" / f"{3 * piece + number}.png")
+    assert len(by_folders(root)) == 2  # nothing says that they are not
+    write(root / "metadata.csv", "image_id,dx", [(str(number), f"kind {number % 2}") for number in range(3, 9)])
+    with pytest.raises(UserError, match=r"part_1 holds images but no class folders, .*data.labels=metadata.csv$"):
+        by_folders(root)
+    assert [entry.name for entry in by_labels(root, ["metadata.csv"])] == ["kind 0", "kind 1"]
 
 
 @pytest.mark.parametrize(

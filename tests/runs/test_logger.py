@@ -128,7 +128,15 @@ def test_commit_is_that_of_the_checkout() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "mark"), [("metarun/algos/a.py", "+"), ("conf/a.yaml", "+"), ("scripts/results/data/a.json", "")]
+    ("changed", "mark"),
+    [
+        ("metarun/algos/a.py", "+"),
+        ("metarun/algos/new.py", "+"),
+        ("conf/a.yaml", "+"),
+        ("conf/new.yaml", "+"),
+        ("scripts/results/data/a.json", ""),
+        ("scripts/results/data/new.json", ""),
+    ],
 )
 def test_a_commit_with_changes_is_one_whose_code_or_configuration_changed(
     changed: str, mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

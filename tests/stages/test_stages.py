@@ -614,6 +614,32 @@ def test_the_target_alone_has_no_use_for_a_method_and_a_source(target: Path, tmp
     assert (one["target/acc"], one["parameters"]) == (other["target/acc"], other["parameters"])
 
 
+@pytest.mark.parametrize(("every", "chosen"), [(4, False), (2, True)])
+def test_one_validation_is_no_choice(every: int, chosen: bool, images: Path, tmp_path: Path) -> None:
+    words = ["algo=protonet", *SMALL, f"data.root={images}", "train.steps=4", f"train.validate_every={every}"]
+    shown = done(*words, f"outputs={tmp_path}")
+    found = result(only_run(tmp_path))
+    assert ("best on validation" in shown.out) == chosen
+    assert ("no selection" in found["protocol"]["selected_by"]) != chosen
+    assert 0 <= found["val/score"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "algo", "taken"), [("pretrain_meta", "meta_baseline", True), ("distill", "rfs", False)]
+)
+def test_without_a_step_the_weights_are_those_of_the_stage_before(
+    recipe: str, algo: str, taken: bool, images: Path, tmp_path: Path
+) -> None:
+    """But for a student, which the stage before only teaches."""
+    words = [f"recipe={recipe}", f"algo={algo}", *SMALL, f"data.root={images}", "train.steps=0", "pretrain.train.steps=2",
+             "pretrain.train.validate_every=1", "pretrain.train.tasks_per_step=8"]  # fmt: skip
+    shown = done(*words, f"outputs={tmp_path}")
+    (path,) = tmp_path.glob("*/*/result.json")
+    selected = result(path.parent)["protocol"]["selected_by"]
+    assert selected == ("pretrain: best validation score" if taken else "no selection: nothing was trained")
+    assert f"tested: the weights {'that pretrain left' if taken else 'as they were'}" in shown.out
+
+
 def test_no_step_is_no_choice(images: Path, tmp_path: Path) -> None:
     words = ["algo=simpleshot", *SMALL, f"data.root={images}", "train.steps=0"]
     shown = done(*words, f"outputs={tmp_path / 'tested'}")

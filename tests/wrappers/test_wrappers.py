@@ -480,6 +480,16 @@ def test_the_reward_is_the_accuracy_on_validation_tasks_that_select_no_weights()
         assert rewards[step] == pytest.approx(accuracy(wrapper.method.predict(tasks), tasks.query_y).mean().item())
 
 
+def test_an_answer_that_is_no_number_earns_no_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The greatest of logits that are no numbers is said to be the first, which is right for one query in five."""
+    wrapper = wrap(config_of("wrapper=ats"))
+    monkeypatch.setattr(
+        wrapper.method, "predict", lambda tasks: torch.full((*tasks.query_y.shape, tasks.ways), torch.nan)
+    )
+    still = {name: torch.zeros_like(value) for name, value in wrapper.method.named_parameters()}
+    assert wrapper.reward(still, 0).item() == 0
+
+
 @pytest.mark.parametrize("tensors", [1, 6])
 def test_scheduler_scores_follow_their_tasks(tensors: int) -> None:
     scheduler = Scheduler(tensors).double()

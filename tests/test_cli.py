@@ -701,7 +701,7 @@ def test_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
         ("recipe=transfer target=digits pretrain.train.steps=5", "pretrain.train.steps=5: this recipe has no use for it; none of its"),
         ("-m recipe=meta,train pretrain.train.steps=5", "pretrain.train.steps=5: this recipe has no use for it; none of its stages"),
         ("checkpoint=x", "metarun: checkpoint=x: is for testing a finished run; add recipe=test"),
-        ("data=folder data.root=x/y", "metarun: data.root: there is no folder x/y"),
+        ("data=folder data.root=x/y", "metarun: data.root: there is no file or folder x/y"),
         ("recipe=inspect images=x", "images=x: this recipe has no use for it; it looks at data= and target=: data=folder data.root="),
         ("recipe=inspect unknown=auto", "unknown=auto: this recipe has no use for it; it looks at data= and target="),
     ],

@@ -274,6 +274,7 @@ def test_run_folder_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> Non
     ("words", "expected"),
     [
         (["hydra.run.dir=x"], "hydra.run.dir=x: decides on no folder here; outputs= says"),
+        (["hydra.run.dir=~/my x"], "hydra.run.dir=~/my x: decides on no folder here; outputs= says"),
         (["hydra={run:{dir:x}}"], "hydra.run.dir=x: "),
         (["hydra.output_subdir=.hydra"], "hydra.output_subdir=.hydra: "),
         (["hydra.sweep.dir=x", "-m", "seed=0,1"], "hydra.sweep.dir=x: "),

@@ -106,6 +106,9 @@ def test_what_is_no_image_is_not_augmented(tmp_path: Path) -> None:
     (["augment=standard"], "kornia"),
     (["hardware=cuda"], "CUDA"),
     (["backbone.from=nowhere"], "backbone.from=nowhere: there is no such run folder or file"),
+    (["encoder=run", "encoder.from=nowhere"], "encoder.from=nowhere: there is no such run folder or file"),
+    (["test.data=[folder]", "test.data.folder.root=nowhere"], "test.data.folder.root: there is no file or folder nowhere"),
+    (["recipe=transfer", "algo=baseline", "target=folder", "target.data.root=nowhere"], "target.data.root: there is no file or folder"),
     (["hardware.processes=1000"], "hardware.processes=1000: share the tasks of a step, but train.tasks_per_step="),
 ])  # fmt: skip
 def test_what_is_not_there_is_told_before_a_table_is_built(

@@ -33,6 +33,7 @@ from metarun.config.values import flat
 from metarun.errors import UserError
 
 PLAIN = re.compile(r"[A-Za-z_/][A-Za-z0-9_/.+-]*")  # what Hydra reads as the text that it is
+OF_HYDRA = {"hydra.launcher", "hydra.sweeper"}  # the parts of Hydra's own config whose keys a class has, too
 WHOLE = {"approach", "experiment", "debug"}  # the groups of whole commands
 UNESCAPED = re.compile(r"[\w./+%@~-]*", re.ASCII)  # what Hydra writes without a backslash, and can read without quotes
 NO_TEXT = re.compile(r"null|true|false|nan|inf", re.IGNORECASE)  # but for these
@@ -105,7 +106,7 @@ def hint_of(key: str, node: Callable[[str], Any], schema: type = Config) -> Any:
     Args:
         key: Dotted.
         node: Yields the node of a composed config at a dotted key. It is called for keys directly below a free node of the
-            schema alone, where the node's `_target_` names the class whose signature holds.
+            schema, or below `OF_HYDRA`, alone, where the node's `_target_` names the class whose signature holds.
         schema: The dataclass of the whole config.
 
     Returns:
@@ -116,7 +117,7 @@ def hint_of(key: str, node: Callable[[str], Any], schema: type = Config) -> Any:
     if is_dataclass(hint):
         return fields_of(typing.cast(type, hint)).get(last, Any)
     base, marks = parts(hint)
-    if typing.get_origin(base) is not dict:
+    if typing.get_origin(base) is not dict and above not in OF_HYDRA:
         return Any
     for mark in marks:
         if isinstance(mark, Given) and last in mark.beside and (mark.many or not is_free(above, schema)):

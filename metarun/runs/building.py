@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun import stages
 from metarun.config import construct, keyed, nodes_of
+from metarun.config.overrides import reading
+from metarun.config.signature import ABSENT
+from metarun.config.signature import read as signature_of
 from metarun.config.task_schema import SIZES
 from metarun.config.types import Given
 from metarun.config.validation import check_target
@@ -24,6 +27,7 @@ from metarun.engine import checkpoint
 from metarun.engine.distributed import World
 from metarun.engine.origins import stored_beside
 from metarun.errors import UserError, nearest, reason
+from metarun.files import typed_path
 from metarun.runs import result
 from metarun.runs.logger import RunLogger
 from metarun.runs.run import Run
@@ -78,7 +82,7 @@ def prepare(config: DictConfig, folder: Path, world: World, before: Run | None =
     if before is not None:
         data, target, tests = before.data, before.target, before.tests
     else:
-        check_installed(config)
+        check_installed(config, built)
         data, target = build_data(config, built)
         if data.members and (origin := used_as_trained(config)):
             normalize_as_trained(data, origin, "data" if config.recipe.source else "target")
@@ -119,8 +123,12 @@ def normalize_as_trained(data: DataSource, origin: str, where: str) -> None:
         images.normalize_as((told["mean"], told["deviation"]) != ([0.0], [1.0]), where)
 
 
-def check_installed(config: DictConfig) -> None:
-    """Checks that the libraries and the run are here which backbone and augmentation need: before a table of images is built.
+def check_installed(config: DictConfig, built: Sequence[Stage]) -> None:
+    """Checks that libraries, runs and a user's own data are here which a config names: before a table of images is built.
+
+    Args:
+        config: The whole config.
+        built: The stages.
 
     Raises:
         UserError: One is not; of a library it names the extra.
@@ -131,8 +139,41 @@ def check_installed(config: DictConfig) -> None:
         backbone.check_installed(config.backbone if not config.checkpoint else {**config.backbone, "weights": None})
     if config.backbone.get("from") and not config.checkpoint:
         checkpoint.weights_file("backbone.from", str(config.backbone["from"]))
+    if config.encoder and config.encoder.get("from") and not config.checkpoint:
+        checkpoint.weights_file("encoder.from", str(config.encoder["from"]))
     if config.augment:
         construct(config.augment, "augment")
+    for key, node in data_nodes(config, built).items():
+        check_there(key, node)
+
+
+def data_nodes(config: DictConfig, built: Sequence[Stage]) -> dict[str, DictConfig]:
+    """The nodes of all data sets that a run reads, by their keys: each of a list apart."""
+    if not any(stage.needs_data for stage in built):
+        return {}
+    with_target = any(stage.needs_target for stage in built)
+    nodes = {"data": config.data} if config.recipe.source or not with_target else {}
+    nodes |= {"target.data": config.target.data} if with_target else {}
+    lists = {f"{key}.sets": node.sets for key, node in nodes.items() if node.get("sets")}
+    lists |= {"test.data": config.test.data} if config.test.data and any(stage.meta_tests for stage in built) else {}
+    return nodes | {f"{key}.{name}": each for key, several in lists.items() for name, each in several.items()}
+
+
+def check_there(key: str, node: DictConfig) -> None:
+    """Checks that the files and folders are there that a data set cannot be without; those with a default may be downloaded.
+
+    Raises:
+        UserError: One is not there.
+    """
+    signature = signature_of(str(node.get("_target_")))
+    for one in signature.settings if signature else ():
+        how = reading(one.hint)
+        value = node.get(one.name)
+        if one.default is ABSENT and how.path and not how.name and isinstance(value, str):
+            path = typed_path(value).absolute()
+            if not path.exists():
+                beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+                raise UserError(f"{key}.{one.name}: there is no file or folder {path}{nearest(path.name, beside)}")
 
 
 def build_data(config: DictConfig, built: list[Stage]) -> tuple[DataSource, Target | None]:

@@ -19,9 +19,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.config.folder import CONF
-from metarun.config.overrides import fixed, hint_of, is_free, is_read, key_of, read, reading, settled, split
+from metarun.config.overrides import Reading, fixed, hint_of, is_free, is_read, key_of, read, reading, settled, split
 from metarun.config.shorthand import GROUPS, PAPER, bracketed, expanded
-from metarun.config.validation import NO_SEARCHPATH
+from metarun.config.validation import FOLDERS_OF_HYDRA, NO_SEARCHPATH
 from metarun.config.yaml_files import below
 from metarun.errors import UserError, nearest
 from metarun.files import typed_path
@@ -144,7 +144,7 @@ def for_hydra(arguments: argparse.Namespace) -> list[str]:
     def one(word: str) -> str:
         key = key_of(word)
         if key.startswith(("hydra.", "hydra/")):
-            return word
+            return of_hydra(word, composed)
         free = is_free(key)
         if not free or not settled(word, sweep) or word.endswith("="):
             hint = hint_of(key, lambda path: OmegaConf.select(composed(), path))
@@ -161,6 +161,16 @@ def for_hydra(arguments: argparse.Namespace) -> list[str]:
 
     dry = ["hydra.sweeper.dry_run=true"] if arguments.dry_run else []
     return [*map(one, words), *dry]
+
+
+def of_hydra(word: str, composed: Callable[[], DictConfig]) -> str:
+    """A word for a part of Hydra's own, with the text of a launcher's or a sweeper's setting in quotes where it needs them."""
+    key = key_of(word)
+    if settled(word, sweep=False) or word.startswith("~"):
+        return word
+    if key.removeprefix("hydra.") in FOLDERS_OF_HYDRA:
+        return read(word, Reading(text=True))  # so that what is told is that it decides on no folder
+    return read(word, reading(hint_of(key, lambda path: OmegaConf.select(composed(), path))))
 
 
 def is_absent(key: str, composed: Callable[[], DictConfig]) -> bool:

@@ -50,7 +50,7 @@ def sweep(
     jobs = plan.jobs_of(loader, config, named)
     ended = plan.already_ended(jobs, look_at_data=not dry_run)
     before = {job for job, _, _ in ended}
-    plan.check_jobs([(job, config) for job, config in jobs if job not in before])
+    plan.check_jobs([(job, config) for job, config in jobs if job not in before], launcher.here)
     to_run = [job for job, _ in jobs if job not in before]
     if dry_run:
         for job, _ in jobs:

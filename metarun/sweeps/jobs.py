@@ -105,17 +105,18 @@ def perform(arguments: Sequence[str]) -> Outcome:
     return outcome
 
 
-def check_stages(job: Job, config: DictConfig) -> None:
-    """Checks what the recipe, the checkpoint and the target of a job allow, without its data.
+def check_stages(job: Job, config: DictConfig, here: bool = False) -> None:
+    """Checks what the recipe, the checkpoint and the target of a job allow, without reading its data.
 
     Args:
         job: The job.
         config: Its config, whose settings are checked; it stays as it is.
+        here: Whether it runs on this machine, on which its libraries, data and weights must be then.
 
     Raises:
         UserError: The job cannot be carried out.
     """
-    from metarun.runs.building import build_stages, target_data  # here: they have torch imported
+    from metarun.runs.building import build_stages, check_installed, target_data  # here: they have torch imported
 
     if named := [key for key in ("items", "images") if config[key] == "-"]:
         raise UserError(
@@ -125,7 +126,10 @@ def check_stages(job: Job, config: DictConfig) -> None:
         several = "; without -m, runs=[a,b] takes several folders" if config.runs else ""
         raise UserError(f"recipe={dict(job.choices).get('recipe')}: makes no run, and is for no sweep{several}")
     whole = completed(job, config)
-    target_data(whole, build_stages(whole))
+    built = build_stages(whole)
+    target_data(whole, built)
+    if here:
+        check_installed(whole, built)
 
 
 def completed(job: Job, config: DictConfig) -> DictConfig:

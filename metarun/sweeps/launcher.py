@@ -33,6 +33,7 @@ class Launcher(Checked, ABC):
     """
 
     configured_by = "hydra.launcher"
+    here = False  # whether jobs run on this machine, so that what they lack here is told before the first
 
     def check(self) -> None:
         """Checks what the launcher needs, before anything runs.

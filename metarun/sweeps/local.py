@@ -39,6 +39,8 @@ class Local(Launcher):
             hardware.threads.
     """
 
+    here = True
+
     def __init__(self, *, at_once: PositiveInt | None = None) -> None:
         self.at_once = at_once
 

@@ -59,7 +59,9 @@ def read_words(loader: Any, config: DictConfig, arguments: Sequence[str], params
 
 
 def _quoted(item: Any) -> Any:
-    """A text of several in quotes, where Hydra would write what it finds odd in it with a backslash: `my images`, `a:b`."""
+    """A text of several in quotes, where Hydra would write what it finds odd in it with a backslash: `my images`, `a:b`; in lists too."""
+    if isinstance(item, list):
+        return [_quoted(one) for one in item]
     if isinstance(item, str) and not UNESCAPED.fullmatch(item):
         return QuotedString(item, Quote.single)
     return item
@@ -177,14 +179,17 @@ def fixed_word(override: Override) -> str:
     return str(override.input_line)
 
 
-def check_jobs(jobs: Sequence[tuple[Job, Any]]) -> None:
-    """Raises `JobRefused` for the first job that its config, its recipe or its checkpoint make impossible, before any has run."""
+def check_jobs(jobs: Sequence[tuple[Job, Any]], here: bool = False) -> None:
+    """Raises `JobRefused` for the first job that its config, its recipe or its checkpoint make impossible, before any has run.
+
+    With `here`, jobs run on this machine, and what they need must be on it.
+    """
     for job, config in jobs:
         with naming(job.label if len(jobs) > 1 else ""):
             check(config)
     for job, config in jobs:
         with naming(job.label if len(jobs) > 1 else ""):
-            check_stages(job, config)
+            check_stages(job, config, here)
 
 
 def check_folders(jobs: Iterable[Job]) -> None:

@@ -27,7 +27,7 @@ from metarun.runs.result import SCORE
 from metarun.sweeps import plan
 from metarun.sweeps.jobs import MENDABLE, PRUNED, Job, Outcome, tests, validates
 from metarun.sweeps.launcher import Launcher
-from metarun.sweeps.study import Study, check_storage, corners, distribution
+from metarun.sweeps.study import Study, address, check_storage, corners, distribution
 from metarun.text import shell_path
 from metarun.trust import allow
 
@@ -128,6 +128,8 @@ def sweep(
         UserError: There is nothing to search, or a trial cannot be run as it is.
         JobsFailed: Some trials did not succeed.
     """
+    if settings.storage is not None:
+        settings = replace(settings, storage=address(settings.storage))
     overrides = plan.read_words(loader, config, arguments, settings.params)
     name = plan.sweep_name(overrides, config)
     for item in overrides:
@@ -142,7 +144,7 @@ def sweep(
         fixed.append("recipe=train")
     fixed += [f"name={name}"] if name else []
     possible = plan.jobs_of(loader, config, [[*fixed, *drawn] for drawn in corners(space)])
-    plan.check_jobs(possible)
+    plan.check_jobs(possible, launcher.here)
     check_scored(possible, space)
     root = possible[0][0].folder.parent
     # The lock below keeps two searches from one study, and lies in the folder: where others may use the storage too, it is a part.

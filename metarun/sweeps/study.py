@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,6 +82,12 @@ def _points(drawn: Any) -> tuple[float, ...]:
     return drawn.low, drawn.high, drawn.low + (drawn.high - drawn.low) / math.pi
 
 
+def address(url: str) -> str:
+    """The address of a storage, in which the `~` of a SQLite file is expanded."""
+    before, mark, path = url.partition(":///")
+    return f"{before}{mark}{os.path.expanduser(path)}" if before.startswith("sqlite") else url
+
+
 def check_storage(url: str) -> None:
     """Checks that a storage is there, or can be made; makes no tables in it.
 
@@ -91,7 +98,9 @@ def check_storage(url: str) -> None:
 
     given = f"hydra.sweeper.storage={printable(url)}"
     if "://" not in url:
-        raise UserError(f"{given}: is no URL; a file is written sqlite:///{printable(url)}")
+        path = os.path.expanduser(url)
+        written = database(Path(path)) if "?" in path else f"sqlite:///{path}"  # which begins what follows an address
+        raise UserError(f"{given}: is no URL; a file is written {printable(shlex.quote(written))}")
     try:
         sqlalchemy.create_engine(url).connect().close()
     except Exception as error:  # whatever SQLAlchemy and the driver of a database raise

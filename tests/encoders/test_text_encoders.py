@@ -91,9 +91,9 @@ def test_a_block_is_attention_as_torch_has_it() -> None:
 def test_first_weights_that_a_checkpoint_replaces_may_be_gone(tmp_path: Path) -> None:
     config = compose("data=text", "data.root=texts.csv", "backbone=minilm", f"backbone.weights={tmp_path / 'gone'}")
     with pytest.raises(UserError, match=r"^backbone.weights=.*gone"):
-        check_installed(config)
+        check_installed(config, [])
     config.checkpoint = "outputs/RUN"
-    check_installed(config)
+    check_installed(config, [])
 
 
 def test_weights_that_are_not_there_or_others_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

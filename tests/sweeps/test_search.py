@@ -191,6 +191,29 @@ def test_a_storage_that_cannot_be_opened_is_told_and_leaves_nothing(storage: str
     assert not (tmp_path / "none").exists()
 
 
+def test_the_address_of_a_storage_is_taken_as_it_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def given(url: str) -> None:
+        raise UserError(url)
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("metarun.sweeps.search.check_storage", given)
+    for typed in ("sqlite:///~/jösé #1,a=b.db", "postgresql://me:secret@host/trials?sslmode=require"):
+        refused = metarun(*WORDS, f"hydra.sweeper.storage={typed}", f"outputs={tmp_path / 'o'}")
+        one_line(refused, typed.replace("~", str(tmp_path)))
+
+
+def test_what_is_no_address_is_told_with_one_that_can_be_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name, written in {
+        "~/s.db": f"sqlite:///{tmp_path}/home/s.db",
+        "/o?2/s.db": "'sqlite:///file:/o%3F2/s.db?uri=true'",
+    }.items():
+        refused = metarun(*WORDS, f"hydra.sweeper.storage={name}", f"outputs={tmp_path / 'none'}")
+        one_line(refused, f"hydra.sweeper.storage={name}: is no URL; a file is written {written}")
+
+
 @pytest.mark.parametrize("spoil", ["zeros", "cut"])
 def test_a_damaged_database_of_trials_is_one_line(spoil: str, tmp_path: Path) -> None:
     words = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.trials=1", *SINUSOID, *SPACE, f"outputs={tmp_path}"]

@@ -24,7 +24,7 @@ from metarun.errors import JobsFailed, UserError
 from metarun.runs.folder import choose_folder
 from metarun.sweeps import local, ray
 from metarun.sweeps.jobs import Job, Outcome, how_it_ended
-from metarun.sweeps.launcher import needs
+from metarun.sweeps.launcher import Launcher, needs
 from metarun.sweeps.plan import conclude, progress, sweep_name
 
 GRID = ["-m", "algo=maml,fomaml", "seed=0,1", *SINUSOID[1:]]
@@ -394,7 +394,7 @@ def test_recipes_that_are_swept_are_given_the_words_that_each_has_a_use_for(tmp_
         (["checkpoint=null,nowhere"], "nowhere: is for testing a finished run; add recipe=test"),
         (
             ["recipe=test", "checkpoint={run},nowhere"],
-            "checkpoint=nowhere: there is no such run folder or file (in the job ch",
+            "checkpoint=nowhere: there is no such run folder or file ch",
         ),
         (["images=null,nowhere"], "this recipe has no use for it"),
     ],
@@ -590,6 +590,55 @@ def test_every_job_is_checked_before_the_first_runs(word: str, expected: str, tm
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["data=folder", "data.root=IMAGES,IMAGSE"], "data.root: there is no file or folder IMAGSE; did you mean images?"),
+        (["seed=0,1", "test.data=[folder]", "test.data.folder.root=IMAGSE"], "test.data.folder.root: there is no file or folder IMAGSE;"),
+        (["seed=0,1", "data=[a:folder,b:glyphs]", "data.sets.a.root=IMAGSE"], "data.sets.a.root: there is no file or folder IMAGSE;"),
+        (["backbone.from=null,IMAGSE"], "backbone.from=IMAGSE: there is no such run folder or file"),
+        (["encoder=run", "encoder.from=IMAGSE", "seed=0,1"], "encoder.from=IMAGSE: there is no such run folder or file"),
+        (["augment=null,standard"], "augment: "),
+    ],
+)  # fmt: skip
+def test_what_a_job_lacks_on_this_machine_is_told_before_the_first_runs(
+    words: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("kornia", "kornia.augmentation"):
+        monkeypatch.setitem(sys.modules, module, None)
+    make_images(tmp_path / "images")
+    words = [w.replace("IMAGES", f"{tmp_path}/images").replace("IMAGSE", f"{tmp_path}/imagse") for w in words]
+    done = metarun("-m", *words, f"outputs={tmp_path / 'o'}")
+    assert done.status == 2, done.err
+    assert len(done.said) == 1
+    assert expected.replace("IMAGSE", f"{tmp_path}/imagse") in done.said[0]
+    assert not (tmp_path / "o").exists()
+
+
+def test_lists_of_named_data_sets_can_be_swept(tmp_path: Path) -> None:
+    done = metarun(
+        "-m",
+        "data=[one:glyphs,other:glyphs],glyphs",
+        "test.data=[x:glyphs],[glyphs,y:glyphs]",
+        "--dry-run",
+        f"outputs={tmp_path}",
+    )
+    assert done.status == 0, done.err
+    assert "data=[one:glyphs,other:glyphs] test.data=[x:glyphs]" in done.out
+    assert "data=glyphs test.data=[glyphs,y:glyphs]" in done.out
+
+
+def test_data_that_only_the_nodes_of_a_cluster_have_are_not_looked_for_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["-m", "data=folder", "data.root=/scratch/a,/scratch/b", "--dry-run", f"outputs={tmp_path}"]
+    one_line(metarun(*words), "data.root: there is no file or folder /scratch/a")
+    monkeypatch.setattr(local.Local, "here", Launcher.here)  # as every launcher but those of this machine
+    there = metarun(*words)
+    assert there.status == 0, there.err
+    assert "2 jobs: 0 finished before, 2 to run" in there.out
+
+
 def test_dry_run_lists_jobs_and_what_is_finished(tmp_path: Path) -> None:
     words = ["-m", "seed=0,1", *SINUSOID, f"outputs={tmp_path / 'my runs'}"]
     assert metarun(*SINUSOID, "seed=1", f"outputs={tmp_path / 'my runs'}").status == 0
@@ -695,7 +744,10 @@ def test_a_list_of_test_sets_takes_no_sweep_over_data_away(tmp_path: Path) -> No
     ids=str,
 )
 @pytest.mark.parametrize("root", ["~/images", "/x/bücher", "/x/a=b"])
-def test_ranges_stand_beside_paths_that_hydra_cannot_read(swept: list[str], root: str, tmp_path: Path) -> None:
+def test_ranges_stand_beside_paths_that_hydra_cannot_read(
+    swept: list[str], root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local.Local, "here", False)  # nobody looks for these paths
     """Such a path has the config composed for its type, in which what is swept has its first value."""
     listed = metarun("-m", *swept, "data=folder", f"data.root={root}", f"outputs={tmp_path}", "--dry-run")
     assert listed.status == 0, listed.err

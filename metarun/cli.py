@@ -31,6 +31,7 @@ from metarun.system.launched import rank_and_size
 from metarun.system.platform import heeded_signals, name_user, number_of, signal_name, stop_signals
 from metarun.text import below_here, has_control, outlasting, printable
 
+CONFIG_DIR = ("--config-dir", "-cd")
 PLUGINS = str(Path(__file__).parent / "plugins")  # where Hydra finds the launchers and sweepers in conf/hydra
 if PLUGINS not in sys.path:
     sys.path.append(PLUGINS)
@@ -136,6 +137,13 @@ def attempt(words: list[str]) -> Outcome:
             signal.signal(number, afterwards)
 
 
+def verb_first(words: list[str]) -> list[str]:
+    """The words of a command line with `help` or `runs` before a `--config-dir` that stands before it."""
+    option, equals, _ = words[0].partition("=") if words else ("", "", "")
+    led = (1 if equals else 2) if option in CONFIG_DIR else 0
+    return [words[led], *words[:led], *words[led + 1 :]] if words[led : led + 1] in (["help"], ["runs"]) else words
+
+
 def listing(words: list[str]) -> list[str]:
     """`metarun runs words...`, in which folders may stand alone, as the words of its recipe."""
     folders, others, standing = list[str](), list[str](), overrides_of(words[1:])
@@ -171,7 +179,7 @@ def _explain(words: list[str]) -> Outcome:
     try:
         for word in given:
             option, equals, folder = word.partition("=")
-            if option in ("--config-dir", "-cd"):
+            if option in CONFIG_DIR:
                 folders.insert(0, folder_of_configs(folder if equals else next(given, "")))
             else:
                 asked.append(word)
@@ -194,6 +202,7 @@ def _outcome_of(words: list[str]) -> Outcome:
         sys.path.append(here)  # a `_target_` in the user's own file; last, so that it stands in for no library
     name_user()
     sys.stdout, sys.stderr = outlasting(sys.stdout), outlasting(sys.stderr)
+    words = verb_first(words)
     if words[:1] == ["help"]:
         return _explain(words[1:])
     try:

@@ -50,7 +50,9 @@ The keys that are typed most:
 | `seed` `name` `outputs` `resume` | the run and its folder, `outputs/<name>/<overrides>` |
 
 Your own files go into a folder with the same layout: `metarun --config-dir mine experiment=own` takes
-`mine/experiment/own.yaml`. A file that sets keys of all kinds begins with `# @package _global_`.
+`mine/experiment/own.yaml`. A file that sets keys of all kinds begins with `# @package _global_`, that of an optimiser with
+`# @package train.optimizer`, and that of a schedule with `# @package train.schedule`. A constructor that hands its `**settings`
+on to `super().__init__` has the settings of that class too. A group of your own is chosen with a plus: `+group=choice`.
 """
 
 

@@ -511,11 +511,42 @@ def test_mistake_in_a_users_yaml_is_one_line(mistake: str, tmp_path: Path) -> No
     refused(tmp_path / "outputs", ["--config-dir", str(tmp_path), "experiment=mine"], expected)
 
 
-def test_users_yaml_without_its_package_line(tmp_path: Path) -> None:
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "mine.yaml").write_text("train:\n  steps: 3\n")
-    words = ["--config-dir", str(tmp_path), "experiment=mine"]
-    refused(tmp_path / "outputs", words, ["experiment/mine: ", "# @package _global_"])
+@pytest.mark.parametrize(
+    ("group", "package"),
+    [
+        ("experiment", "_global_"),
+        ("preset", "_global_"),
+        ("approach", "_global_"),
+        ("optimizer", "train.optimizer"),
+        ("schedule", "train.schedule"),
+    ],
+)
+def test_users_yaml_without_its_package_line(group: str, package: str, tmp_path: Path) -> None:
+    (tmp_path / group).mkdir()
+    (tmp_path / group / "mine.yaml").write_text("train:\n  steps: 3\n")
+    words = ["--config-dir", str(tmp_path), f"{group}=mine"]
+    refused(tmp_path / "outputs", words, [f"{group}/mine: ", f"'# @package {package}'"])
+
+
+def test_a_group_that_the_config_has_no_choice_of_says_how_it_is_written(tmp_path: Path) -> None:
+    (tmp_path / "mood").mkdir()
+    (tmp_path / "mood" / "good.yaml").write_text("# @package _global_\nseed: 3\n")
+    own = ["--config-dir", str(tmp_path)]
+    refused(tmp_path / "outputs", [*own, "mood=good"], ["mood: is a group of your own", "+mood=NAME"])
+    refused(tmp_path / "outputs", ["algo/learn2learn=maml"], ["write algo=learn2learn/NAME"])
+    refused(
+        tmp_path / "outputs",
+        ["algo@pretrain=maml"],
+        ["this recipe has none; - /algo@pretrain: NAME, among the defaults"],
+    )
+    stage = "{_target_:metarun.stages.Train,algo:pretrain.algo,train:pretrain.train}"
+    words = [*SINUSOID[:3], "+algo@pretrain=maml", f"recipe.stages=[{stage}]"]
+    refused(
+        tmp_path / "outputs",
+        words,
+        ["pretrain.train.optimizer: has no _target_", "- /optimizer@pretrain.train.optimizer: NAME"],
+    )
+    refused(tmp_path / "outputs", ["algo@nowhere=maml"], ["algo@nowhere: there is no such group"])
 
 
 @pytest.mark.parametrize(

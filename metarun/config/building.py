@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from metarun.config.hints import hints_of
 from metarun.config.ranges import check_value
-from metarun.config.validation import asks_for_object, names_class
+from metarun.config.validation import asks_for_object, chosen_by, names_class
 from metarun.config.values import values_of_task, without
 from metarun.errors import UserError, no_memory, reason
 
@@ -46,9 +46,7 @@ def construct(node: DictConfig, path: str, **given: Any) -> Any:
         UserError: A value is of another type, is out of range, or is refused by the constructor.
     """
     if not node or "_target_" not in node:
-        raise UserError(
-            f"{path}: has no _target_ (the class that it configures); {path.rpartition('.')[2]}=NAME chooses one"
-        )
+        raise UserError(f"{path}: has no _target_ (the class that it configures); {chosen_by(path)}")
     build: Any = None
     try:
         build = instantiate(node, _partial_=True, _recursive_=False, _convert_="all")
@@ -64,6 +62,9 @@ def construct(node: DictConfig, path: str, **given: Any) -> Any:
     except Exception as error:
         if lacking := no_memory(error):
             raise UserError(f"{path}: {lacking}; smaller sizes in {path}.* take less") from error
+        name = re.search(r"unexpected keyword argument '(\w+)'", str(error)) if isinstance(error, TypeError) else None
+        if name and name[1] in node:  # of a class whose `**settings` no check knows
+            raise UserError(f"{path}.{name[1]}: {node._target_} has no such setting") from error
         # torch's optimisers index and compare what they are given before they look at it.
         if not isinstance(error, HydraException | ValueError) and not _of_torch(getattr(build, "func", None)):
             raise

@@ -172,7 +172,8 @@ def _folder(group: str, name: str, inside: Sequence[Choice]) -> Iterator[str]:
 
 def _choice(choice: Choice) -> Iterator[str]:
     yield f"{choice.group}={choice.name}"
-    yield from _wrapped(f"{choice.meaning}.")
+    if choice.meaning:
+        yield from _wrapped(f"{choice.meaning}.")
     if choice.notes:
         yield from _wrapped(choice.notes)
     for _, _, signature in choice.nodes[:1]:

@@ -19,13 +19,21 @@ def fields_of(schema: type) -> Mapping[str, Any]:
 
 @functools.cache
 def hints_of(cls: Any) -> Mapping[str, Any]:
-    """The types of a constructor's parameters.
+    """The types of a constructor's parameters, and of those of the base classes that it may hand `**settings` on to.
 
     Args:
         cls: A class, or a function that builds an object.
     """
-    constructor = cls.__init__ if isinstance(cls, type) else cls  # type: ignore[misc]
-    return evaluated(inspect.unwrap(constructor))
+    if not isinstance(cls, type):
+        return evaluated(inspect.unwrap(cls))
+    found: dict[str, Any] = {}
+    for one in cls.__mro__:
+        if "__init__" in vars(one):
+            constructor = inspect.unwrap(vars(one)["__init__"])
+            found = {**evaluated(constructor), **found}
+            if not getattr(getattr(constructor, "__code__", None), "co_flags", 0) & inspect.CO_VARKEYWORDS:
+                break
+    return found
 
 
 def evaluated(function: Callable[..., Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 from annotated_types import MinLen, Unit
 
+from metarun.config.folder import CONF
 from metarun.config.hints import fields_of
 from metarun.config.ranges import check_value, count_mark, limits, options, parts, shown, type_name
 from metarun.config.ranges import choices as literals
@@ -132,7 +133,7 @@ class Choice:
         values = {key: value for key, value in values.items() if key != "defaults"}
         header = re.search(r"^#\s*@package\s+(\S+)", self.text, re.M)
         package = header[1] if header else self.group.replace("/", ".")
-        for part in reversed([] if package == "_global_" else package.split(".")):
+        for part in reversed([] if package == "_global_" or not values else package.split(".")):
             values = {part: values}
         return values
 
@@ -148,14 +149,17 @@ class Choice:
 
     @property
     def meaning(self) -> str:
-        """What it is, from the first comment."""
-        about = self._comments[0].rpartition("metarun")[0] if self._comments else ""
-        return about.rstrip(" ;:")
+        """What it is, from the first comment, which may end in a command."""
+        about, command, rest = self._comments[0].rpartition("metarun") if self._comments else ("", "", "")
+        return (about if command else rest).rstrip(" ;:.")
 
     @property
     def command(self) -> str:
-        """A command that runs it, from the first comment."""
-        return "metarun" + self._comments[0].rpartition("metarun")[2] if self._comments else ""
+        """A command that runs it, from the first comment; one that chooses it, where that has none."""
+        _, command, rest = self._comments[0].rpartition("metarun") if self._comments else ("", "", "")
+        sweeps = "-m " if self.group.startswith("hydra/") else ""
+        added = "" if (CONF / self.group).is_dir() else "+"  # a group of one's own, of which the config has no choice
+        return command + rest if command else f"metarun {sweeps}{added}{self.group}={self.name}"
 
     @property
     def notes(self) -> str:
@@ -164,13 +168,17 @@ class Choice:
 
     @property
     def brings(self) -> list[str]:
-        """The choices of other groups that come with it."""
+        """The choices that come with it: of other groups, and those of its own that it builds on."""
         found = []
         for item in values_of(self.path).get("defaults", []):
-            for key, value in item.items() if isinstance(item, dict) else [(str(item), None)]:
-                word = key.removeprefix("override ").lstrip("/")
-                group, _, place = word.partition("@")
-                found.append(f"{place + ': ' if place and place != group else ''}{group}={value}" if value else word)
+            if isinstance(item, dict):
+                for key, value in item.items():
+                    group, _, place = key.removeprefix("override ").lstrip("/").partition("@")
+                    found.append(f"{place + ': ' if place and place != group else ''}{group}={value}")
+            elif item != "_self_":
+                word = str(item)
+                group, _, name = word[1:].partition("/") if word.startswith("/") else (self.group, "", word)
+                found.append(f"{group}={name}")
         return found
 
     @cached_property

@@ -15,7 +15,7 @@ import re
 import sys
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -56,12 +56,14 @@ class Signature:
         parameters: Its parameters, without `self`.
         summary: The first paragraph of the docstring.
         meanings: What the `Args:` section of the docstring says of each parameter.
+        takes_any: Whether it takes further keywords, of which its source does not tell the names.
     """
 
     name: str
     parameters: tuple[Parameter, ...]
     summary: str = ""
     meanings: Mapping[str, str] = field(default_factory=dict)
+    takes_any: bool = False
 
     @property
     def settings(self) -> tuple[Parameter, ...]:
@@ -70,9 +72,12 @@ class Signature:
         A constructor with a default, other than None, of a positional parameter does not tell settings from what it is handed;
         such a one is another library's, and its node holds what the YAML says.
         """
-        if any(not one.keyword_only and one.default not in (ABSENT, None) for one in self.parameters):
-            return ()
-        return tuple(one for one in self.parameters if one.keyword_only)
+        return () if self.mixes else tuple(one for one in self.parameters if one.keyword_only)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether it does not tell settings from what it is handed."""
+        return any(not one.keyword_only and one.default not in (ABSENT, None) for one in self.parameters)
 
 
 @cache
@@ -97,13 +102,24 @@ def _signature(module: str, name: str, follow: int) -> Signature | None:
     names = _Names(source, module)
     documented = ast.get_docstring(block) or ""
     if isinstance(block, ast.FunctionDef):
-        return Signature(name, _parameters(block.args, names, False), summary_of(documented), arguments_of(documented))
+        found, takes_any = _parameters(block.args, names, False), block.args.kwarg is not None
+        return Signature(name, found, summary_of(documented), arguments_of(documented), takes_any)
     constructor = next((one for one in block.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
     if constructor:
         found = _parameters(constructor.args, names, True)
         documented = f"{documented}\n\n{ast.get_docstring(constructor) or ''}"
-        return Signature(name, found, summary_of(documented), arguments_of(documented))
-    for base in block.bases:  # the constructor is that of a base class
+        takes_any = constructor.args.kwarg is not None
+        own = Signature(name, found, summary_of(documented), arguments_of(documented), takes_any)
+        return _extended(own, _handed_on(constructor), _inherited(block, source, module, follow)) if takes_any else own
+    if inherited := _inherited(block, source, module, follow):  # the constructor is that of a base class
+        meanings = {**inherited.meanings, **arguments_of(documented)}
+        return replace(inherited, name=name, summary=summary_of(documented), meanings=meanings)
+    return Signature(name, (), summary_of(documented), arguments_of(documented))
+
+
+def _inherited(block: ast.ClassDef, source: str, module: str, follow: int) -> Signature | None:
+    """The constructor of the first base class that has parameters; None where no source tells of one."""
+    for base in block.bases:
         inherited = None
         if isinstance(base, ast.Name):
             inherited = _signature(module, base.id, follow - 1)
@@ -112,9 +128,34 @@ def _signature(module: str, name: str, follow: int) -> Signature | None:
             above = _imported(source, module).get(path[0])
             inherited = above and _signature(".".join([*filter(None, above), *path[1:-1]]), path[-1], follow - 1)
         if inherited and inherited.parameters:
-            meanings = {**inherited.meanings, **arguments_of(documented)}
-            return Signature(name, inherited.parameters, summary_of(documented), meanings)
-    return Signature(name, (), summary_of(documented), arguments_of(documented))
+            return inherited
+    return None
+
+
+def _handed_on(constructor: ast.FunctionDef) -> ast.Call | None:
+    """The call `super().__init__(..., **settings)` by which a constructor hands on its `**settings`; None without one."""
+    rest = constructor.args.kwarg
+    for call in ast.walk(constructor):
+        if (
+            isinstance(call, ast.Call)
+            and ast.unparse(call.func) == "super().__init__"
+            and any(rest and one.arg is None and ast.unparse(one.value) == rest.arg for one in call.keywords)
+        ):
+            return call
+    return None
+
+
+def _extended(own: Signature, call: ast.Call | None, base: Signature | None) -> Signature:
+    """A signature with those parameters of the base class's that it may be given to hand on: what `call` does not give itself."""
+    if call is None or base is None or base.mixes:
+        return own
+    positional = [one.name for one in base.parameters if not one.keyword_only]
+    given = positional[: sum(not isinstance(one, ast.Starred) for one in call.args)]
+    known = {*given, *(one.arg for one in call.keywords), *(one.name for one in own.parameters)}
+    others = [one for one in base.parameters if one.name not in known]
+    parameters = sorted([*own.parameters, *others], key=lambda one: one.keyword_only)
+    meanings = {**base.meanings, **own.meanings}
+    return replace(own, parameters=tuple(parameters), meanings=meanings, takes_any=base.takes_any)
 
 
 def _parameters(arguments: ast.arguments, names: _Names, method: bool) -> tuple[Parameter, ...]:

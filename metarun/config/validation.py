@@ -14,6 +14,7 @@ from typing import Any
 from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from metarun.config import signature as signatures
 from metarun.config.hints import fields_of, hints_of
 from metarun.config.ranges import check_value, parts
 from metarun.config.schema import Config
@@ -217,7 +218,8 @@ def check_target(node: DictConfig, path: str, given: Given, nested: bool = False
     """
     target = node.get("_target_")
     if not target:
-        raise UserError(f"{path}: has no _target_ (the class that it configures)")
+        hint = f"; {chosen_by(path)}" if path.startswith("pretrain.") else ""
+        raise UserError(f"{path}: has no _target_ (the class that it configures){hint}")
     try:
         cls = get_class(target)
     except Exception as error:
@@ -232,13 +234,16 @@ def check_target(node: DictConfig, path: str, given: Given, nested: bool = False
         raise UserError(
             f"{path}._target_={target}: does not say what settings it has, so a config cannot build it"
         ) from error
+    defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    if anything and (found := signatures.read(target)) and not found.takes_any:  # they are a base class's
+        anything, defaults = False, {one.name: one.default for one in found.parameters}
     hints = {} if anything else hints_of(cls)
     check_nested(node, path, hints, nested)
     if anything:
         return
     partial = values.pop("_partial_", False)
-    known = [name for name in signature.parameters if name not in given.names and name != "self"]
+    known = [name for name in defaults if name not in given.names and name != "self"]
     for name in values:
         if name not in known:
             raise UserError(
@@ -247,11 +252,24 @@ def check_target(node: DictConfig, path: str, given: Given, nested: bool = False
                 f"{nearest(name, known, path) or '; it has ' + (listed(known) or 'none')}"
             )
     for name in () if partial else known:
-        if signature.parameters[name].default is inspect.Parameter.empty and name not in values:
+        if defaults[name] is inspect.Parameter.empty and name not in values:
             raise UserError(f"{path}.{name}: must be given (+{path}.{name}=...)")
     for name, value in values.items():
         if not (asks_for_object(hints.get(name)) and names_class(node._get_node(name))):  # which was checked above
             check_value(f"{path}.{name}", value, hints.get(name, Any))
+
+
+def chosen_by(path: str) -> str:
+    """What chooses the class of a node, in words: a group, and for a pretraining the file of the recipe, which brings one.
+
+    Args:
+        path: The node's dotted key.
+    """
+    group = path.rpartition(".")[2]
+    if not path.startswith("pretrain."):
+        return f"{group}=NAME chooses one"
+    place = "pretrain" if group == "algo" else path
+    return f"- /{group}@{place}: NAME, among the defaults of the recipe's file (# @package _global_), chooses one"
 
 
 def check_nodes(nodes: DictConfig, path: str, given: Given, nested: bool = False) -> None:

@@ -21,7 +21,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from metarun.config.folder import CONF
 from metarun.config.overrides import hint_of, is_free, key_of
 from metarun.config.schema import Config
-from metarun.config.validation import given_to, settings
+from metarun.config.validation import chosen_by, given_to, settings
 from metarun.config.values import flat
 from metarun.errors import ELSEWHERE, JobRefused, UserError, first_line, nearest
 from metarun.renamed import renamed_choice, renamed_key
@@ -71,12 +71,7 @@ def one_line(error: BaseException, typed: Sequence[str] | None = None) -> str:
             inside = is_dataclass(hint_of(cause.full_key, lambda path: None)) or is_free(f"{cause.full_key}.any")
             return where + _wrong_value(cause.full_key, first_line(cause), inside)
     if found := re.search(r"Could not override '([^']+)'", text):
-        old = renamed_key(found[1].partition("@")[0])
-        return (
-            where + old
-            if old
-            else f"{where}{found[1]}: there is no such group{nearest(found[1].partition('@')[0], _groups())}"
-        )
+        return where + _unknown_group(found[1], any(word.partition("=")[0] == found[1] for word in words))
     if found := re.match(r"Sweep parameters '(.+)' requires --multirun", text):
         search = " hydra/sweeper=optuna" if "interval(" in found[1] else ""
         return f"{found[1]}: is for a {'search' if search else 'sweep'}; add -m{search}"
@@ -247,6 +242,25 @@ def _of_other_choices(key: str) -> str:
     return f"; it is a key of {', '.join(found[:3])}{more} (metarun help {key})" if found else ""
 
 
+def _unknown_group(name: str, typed: bool) -> str:
+    """A group of which the config has no choice; `typed` says whether a word names it, so that it is a folder at least."""
+    group, _, place = name.partition("@")
+    folder, _, inside = name.partition("/")
+    if old := renamed_key(group):
+        return old
+    if typed and inside:
+        return f"{name}: is a folder of the group {folder}; write {folder}={inside}/NAME"
+    if typed and name == group:
+        return f"{name}: is a group of your own, of which nothing else has a choice; write +{name}=NAME"
+    if typed and f"{place}.{group}" in dict(settings(Config)):
+        return f"{name}: this recipe has none; {chosen_by(f'{place}.{group}')}"
+    return f"{name}: there is no such group{nearest(group, _groups())}"
+
+
+# Groups that are no part of the config, whose files say where their keys lie.
+OF_OTHER_PACKAGES = ("approach", "debug", "experiment", "optimizer", "preset", "schedule")
+
+
 def _unknown_key(key: str, parent: Any, words: Sequence[str]) -> str:
     """A key that the config does not have, wherever it was written; `parent` is the node that lacks it, `words` are the command's."""
     typed = next((word for word in map(key_of, words) if word.startswith(f"{key}.")), "")
@@ -258,8 +272,10 @@ def _unknown_key(key: str, parent: Any, words: Sequence[str]) -> str:
             else f"{key}=NAME chooses one, and has no keys below"
         )
         return f"{typed}: there is no such key; {near}"
-    if key in ("experiment", "preset"):  # the file's keys went below its group
-        return f"{key}: there is no such key; the file must begin with the line '# @package _global_'"
+    if key in OF_OTHER_PACKAGES:  # the file's keys went below its group
+        return (
+            f"{key}: there is no such key; the file must begin with the line '# @package {_node_of(key) or '_global_'}'"
+        )
     if old := renamed_key(key):
         return old
     if key.startswith("usual.schedule."):  # as it is seen from `train.schedule`, where no schedule was chosen

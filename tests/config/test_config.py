@@ -219,6 +219,93 @@ def test_a_choice_of_the_users_is_completed_by_its_signature(own: str, tmp_path:
     assert own.split(".")[0] not in sys.modules or get_class(own)
 
 
+HANDED_ON = '''
+from metarun.algos.maml import MAML
+from metarun.config.types import PositiveInt
+
+
+class Wide(MAML):
+    """MAML with a width.
+
+    Args:
+        width: The width.
+    """
+
+    def __init__(self, backbone, spec, *, width: PositiveInt = 2, **settings):
+        super().__init__(backbone, spec, first_order=True, **settings)
+
+
+class Wider(Wide):
+    def __init__(self, *args, height: PositiveInt = 3, **others):
+        super().__init__(*args, **others)
+
+
+class Open(MAML):
+    def __init__(self, backbone, spec, **settings):
+        super().__init__(backbone, spec)
+        self.settings = settings
+'''
+
+
+@pytest.fixture
+def handing_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = f"handing_on_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(HANDED_ON)
+    monkeypatch.syspath_prepend(tmp_path)
+    return name
+
+
+def test_settings_that_a_class_hands_on_are_its_own_too(handing_on: str, tmp_path: Path) -> None:
+    """But for `first_order`, which `Wide` gives itself."""
+    (tmp_path / "algo").mkdir()
+    (tmp_path / "algo" / "wider.yaml").write_text(
+        f"# @package _global_\nalgo:\n  _target_: {handing_on}.Wider\n  width: 4\n"
+    )
+    found = compose("algo=wider", "algo.inner_steps=5", config_dir=tmp_path)
+    rest = {"inner_lr": 0.5, "test_inner_steps": None, "recompute": False}
+    assert dict(found.algo) == {
+        "_target_": f"{handing_on}.Wider",
+        "height": 3,
+        "width": 4,
+        "inner_steps": 5,
+        **rest,
+    }
+    schema.check(found)
+    signature = read(f"{handing_on}.Wider")
+    assert signature is not None
+    assert signature.meanings["width"] == "The width."
+    assert signature.meanings["inner_lr"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("inner_stepz=3", r"algo.inner_stepz: Wider has no such setting; did you mean algo\.inner_steps"),
+        ("first_order=true", "algo.first_order: Wider has no such setting"),
+        ("inner_lr=fast", "algo.inner_lr=fast: must be of type float"),
+        ("width=0", "algo.width=0: must be at least 1"),
+    ],
+)
+def test_settings_that_a_class_hands_on_are_checked(handing_on: str, setting: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        schema.check(compose(f"algo._target_={handing_on}.Wider", f"+algo.{setting}"))
+
+
+def test_settings_that_go_elsewhere_are_not_guessed(handing_on: str) -> None:
+    schema.check(compose(f"algo._target_={handing_on}.Open", "+algo.anything=3"))
+
+
+def refusing(**settings: Any) -> Any:
+    """What an object of another library is built by, which says late what it does not know."""
+    return MLP((2,), **settings)
+
+
+def test_a_setting_that_a_library_does_not_know_is_refused() -> None:
+    node = OmegaConf.create({"_target_": f"{__name__}.refusing", "widht": 3})
+    with pytest.raises(UserError, match=rf"^backbone.widht: {__name__}.refusing has no such setting"):
+        schema.construct(node, "backbone")
+
+
 def test_types_that_are_there_for_type_checkers_alone(own: str) -> None:
     hints = hints_of(get_class(own))
     assert (hints["bounds"], hints["backbone"], hints["anything"]) == (Sequence[float], Any, Any)

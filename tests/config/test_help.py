@@ -265,11 +265,38 @@ def test_choices_of_the_users_are_explained(tmp_path: Path, monkeypatch: pytest.
         "# @package _global_\n# A method of mine; metarun algo=mine\nalgo:\n  _target_: mine_to_explain.Mine\n"
     )
     monkeypatch.chdir(tmp_path)
-    for words in (["help", "--config-dir", "conf", "algo=mine"], ["help", "algo=mine", "--config-dir=conf"]):
+    for words in (
+        ["help", "--config-dir", "conf", "algo=mine"],
+        ["help", "algo=mine", "--config-dir=conf"],
+        ["--config-dir", "conf", "help", "algo=mine"],
+        ["--config-dir=conf", "help", "algo=mine"],
+    ):
         text = metarun(*words).out
         assert "A method of mine." in text
         assert "algo.warmth\n      How warm it is.\n      float, above 2, default 3\n" in text
     assert "algo=maml" in metarun("help", "--config-dir", "conf", "algo").out
+
+
+def test_a_choice_of_the_users_needs_no_command_in_its_comment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in {
+        "algo/warm.yaml": "# Warm MAML.\ndefaults:\n  - maml\n  - _self_\n",
+        "algo/bare.yaml": "inner_lr: 1\n",
+        "hydra/launcher/mine.yaml": "# Mine\n_target_: x.Y\n",
+        "mood/good.yaml": "# @package _global_\n# A good one\nseed: 3\n",
+    }.items():
+        (tmp_path / "conf" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "conf" / name).write_text(text)
+    for choice, told in {
+        "algo=warm": ["Warm MAML.", "It brings algo=maml.", "Example: metarun algo=warm"],
+        "algo=bare": ["It sets algo.inner_lr=1.", "Example: metarun algo=bare"],
+        "hydra/launcher=mine": ["Mine.", "Example: metarun -m hydra/launcher=mine"],
+        "mood=good": ["A good one.", "It sets seed=3.", "Example: metarun +mood=good"],
+    }.items():
+        lines = metarun("--config-dir", "conf", "help", choice).out.splitlines()
+        assert [line.strip() for line in lines if line.strip()] == [choice, *told]
+    shown = metarun("--config-dir", "conf", "+mood=good", "--cfg", "job", "--package", "seed")
+    assert shown.out.strip() == "3"
 
 
 def test_the_page_of_the_configs_is_current() -> None:

@@ -270,11 +270,14 @@ def check_archive(path: Path) -> None:
     A file that is no archive passes, and so do members without a checksum, which torch can be told to leave out.
 
     Raises:
-        zipfile.BadZipFile: A member is damaged.
+        zipfile.BadZipFile: A member is damaged; or they hold more than the file, which torch, that compresses nothing, never writes, and
+            which could be more than the memory holds.
     """
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            raise zipfile.BadZipFile("its members hold more than the file")
         for member in archive.infolist():
             if member.CRC:
                 with archive.open(member) as content:

@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun import files
 from metarun.core import Backbone
+from metarun.data.pickles import GLOBALS
 from metarun.engine import checkpoint
 from metarun.errors import UserError, nearest
 
@@ -28,14 +28,9 @@ SHOWN = 6  # names of tensors in a line
 POSITIONS = ("pos_embed", "pos_embedding")  # the ends of their names in timm and torchvision
 COUNTER = "num_batches_tracked"  # of torch's batch norm, which old files lack and nothing reads
 
-# What trainings keep beside tensors and holds no code: their settings, and numbers of numpy, under the names of its versions.
-PLAIN: list[Any] = [
-    argparse.Namespace, np.dtype, np.ndarray, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdFDSU"},
-    *(
-        (value.__reduce__()[0], f"numpy.{core}.multiarray.{name}")
-        for name, value in (("scalar", np.float64()), ("_reconstruct", np.empty(0))) for core in ("core", "_core")
-    ),
-]  # fmt: skip
+# What trainings keep beside tensors and holds no code: their settings, and numbers of numpy, under the names of its versions, by what
+# stands for its own constructors: a state that a file makes up has these read beyond their memory.
+PLAIN: list[Any] = [argparse.Namespace, *((stands_for, ".".join(name)) for name, stands_for in GLOBALS.items())]
 OBJECT = r"(?:GLOBAL |but got <class ')([\w.]{1,80})"  # in torch's message on an object that it does not load
 
 log = logging.getLogger("metarun")

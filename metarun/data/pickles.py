@@ -17,7 +17,7 @@ import numpy as np
 
 from metarun.errors import UserError
 
-PLAIN = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d+")  # codes of types whose arrays hold no objects
+PLAIN = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[SU]\d+")  # codes of types whose arrays hold no objects
 
 SHARED = 16  # values for each byte, at most: a list can stand in a pickle at several places, and in a few bytes for billions of values
 
@@ -81,7 +81,8 @@ GLOBALS = {
 }
 
 
-class _Reader(pickle.Unpickler):
+# Not that of C, whose memo is an array: a few bytes that name its two billionth place would have it take 32 GiB.
+class _Reader(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in GLOBALS:
             raise pickle.UnpicklingError(

@@ -57,6 +57,7 @@ def _tokenizer(folder: Path, key: str) -> Any:
         raise UserError(f"{key}: {folder / 'tokenizer.json'} cannot be read ({error})") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True  # [PAD] that stands in a text is a word like others, and fills nothing up
     return tokenizer
 
 

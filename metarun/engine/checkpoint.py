@@ -186,6 +186,10 @@ def folder_of(key: str, origin: str) -> Path:
 
 def _instead(path: Path) -> str:
     """Says why `path` has no weights, and what to give."""
+    if kind := files.special(path):
+        return f"is {kind}, and neither a run folder nor a file"
+    if path.is_symlink() and not path.exists():
+        return f"is a link to {shown_path(os.readlink(path))}, which leads to no file"
     if not path.is_dir() and (matched := _matching(path)):
         return f"is a pattern, and one is meant: {', '.join(map(shell_path, matched[:NAMED]))}{_more(matched)}"
     if not path.is_dir():
@@ -213,10 +217,15 @@ def _more(paths: Sequence[Path]) -> str:
 
 
 def _shape(state: dict[str, Any], name: str) -> object:
-    """The shape of a tensor, or why there is none."""
+    """The shape of a tensor, or why there is none that could be loaded."""
     if name not in state:
         return "absent"
-    return tuple(state[name].shape) if isinstance(state[name], torch.Tensor) else "no tensor"
+    found = state[name]
+    if not isinstance(found, torch.Tensor):
+        return "no tensor"
+    if found.is_meta or found.layout != torch.strided or found.is_complex():
+        return f"a tensor {'without values' if found.is_meta else f'of {found.dtype}, {found.layout}'}"
+    return tuple(found.shape)
 
 
 def load_weights(module: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:

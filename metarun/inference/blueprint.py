@@ -16,6 +16,12 @@ from metarun.target.base import Bare, SourceImages, TargetMethod
 from metarun.trust import check_classes
 
 OWN = {"_target_": "metarun.target.base.Own"}  # for a learner that is used by its own method
+# What each part is, and what it is built with besides its settings.
+PARTS: dict[str, tuple[type, tuple[str, ...]]] = {
+    "algo": (Algorithm, ("backbone", "spec")),
+    "backbone": (Backbone, ("input_shape",)),
+    "transfer": (TargetMethod, ("learner", "source")),
+}
 
 
 @dataclass(frozen=True)
@@ -27,12 +33,14 @@ class Blueprint:
         backbone: The backbone. Its weights are those of a file, so it names none.
         transfer: The way with labelled examples.
         spec: What the method knew of its data.
+        augment: The random changes of the images that `transfer` learns from; None for none.
     """
 
     algo: dict[str, Any]
     backbone: dict[str, Any]
     transfer: dict[str, Any]
     spec: Spec
+    augment: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, config: DictConfig, key: str | None, algorithm: Algorithm) -> Blueprint:
@@ -47,6 +55,9 @@ class Blueprint:
         algo: Any = OmegaConf.to_container(node, resolve=True) if node else {}
         backbone: Any = OmegaConf.to_container(config.backbone, resolve=True)
         transfer: Any = OmegaConf.to_container(config.transfer, resolve=True) if config.transfer else OWN
+        augment: Any = (
+            OmegaConf.to_container(config.augment, resolve=True) if config.transfer and config.augment else None
+        )
         backbone.pop("from", None)
         if "weights" in backbone:  # a library's network, whose weights decide what images it expects
             backbone |= {name: None for name in ("weights", "checksum") if name in backbone}
@@ -55,22 +66,31 @@ class Blueprint:
                 for name in ("image_size", "images_of")
                 if name in backbone
             }
-        return cls(algo, backbone, transfer, algorithm.spec)
+        return cls(algo, backbone, transfer, algorithm.spec, augment)
 
     @classmethod
     def stored(cls, values: dict[str, Any], origin: Path) -> Blueprint:
         """The blueprint that `describe` described.
 
         Raises:
-            TypeError: A part is no mapping; a text would be read as YAML when it is built, behind the back of what looks at classes.
+            TypeError: A part is no mapping; a text would be read as YAML when it is built, behind the back of what looks at classes. Or
+                it is of a class for something else, or has what is no setting of it.
             UserError: It names a class that is not to be trusted.
         """
         nodes = {name: values[name] for name in ("algo", "backbone", "transfer")}
+        if values.get("augment") is not None:  # there is none in what earlier versions described
+            nodes["augment"] = values["augment"]
         if wrong := [name for name, node in nodes.items() if not isinstance(node, dict)]:
             raise TypeError(f"its {wrong[0]} is no mapping of keys to values")
         spec = {**values["spec"], "input_shape": tuple(values["spec"]["input_shape"])}
         found = cls(**nodes, spec=Spec(**spec))
         check_classes(OmegaConf.create(nodes), origin, OmegaConf.create({}))
+        for name, (kind, handed) in PARTS.items():
+            node = nodes[name]
+            if others := [key for key in node if key in handed or (str(key).startswith("_") and key != "_target_")]:
+                raise TypeError(f"its {name} has {others[0]}, which is no setting")
+            if node and not issubclass(get_class(node["_target_"]), kind):
+                raise TypeError(f"its {name} is {node['_target_']}, which is none")
         return found
 
     @property
@@ -86,6 +106,7 @@ class Blueprint:
             "backbone": self.backbone,
             "transfer": self.transfer,
             "spec": {**spec, "input_shape": list(self.spec.input_shape)},
+            **({} if self.augment is None else {"augment": self.augment}),
         }
 
     def learner(self) -> Algorithm:
@@ -101,4 +122,6 @@ class Blueprint:
     def method(self, learner: Algorithm, source: SourceImages | None = None) -> TargetMethod:
         """The way with labelled examples of a learner."""
         built: TargetMethod = construct(OmegaConf.create(self.transfer), "transfer", learner=learner, source=source)
+        if self.augment is not None:
+            built.augment = construct(OmegaConf.create(self.augment), "augment")
         return built

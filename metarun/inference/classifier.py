@@ -19,7 +19,7 @@ from metarun.config.types import PositiveInt, Seed
 from metarun.core import Batch
 from metarun.data.source import Split
 from metarun.data.table_source import item_digest
-from metarun.errors import InputError, UserError
+from metarun.errors import InputError, UserError, first_line, lacks, no_memory
 from metarun.files import given_path
 from metarun.inference import arrays, store
 from metarun.inference.arrays import Images
@@ -32,6 +32,7 @@ from metarun.ops.certainty import MAX_PROBABILITY, NAMES, PROTOTYPE, certainties
 from metarun.ops.metrics import undefined
 from metarun.progress import progress_bar
 from metarun.target import base
+from metarun.text import shown_path
 
 Progress = Callable[[int], None]
 
@@ -127,8 +128,11 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         assert held.classes is not None
         self.classes_, self.labels_ = np.array(held.classes), np.array([], dtype=np.int64)
         state = {name: value.to(self.learner.device) for name, value in held.state.items()}
-        with turn, draws.untouched(self.learner.device):  # a head is drawn before its weights are loaded
-            blank = self.learner.method.restore(state, len(held.classes))
+        try:
+            with turn, draws.untouched(self.learner.device):  # a head is drawn before its weights are loaded
+                blank = self.learner.method.restore(state, len(held.classes))
+        except (*store.MALFORMED, RuntimeError) as error:
+            raise self._damaged(lacks(error)) from error
         self.network_ = blank.to(self.learner.device).eval()
         self.examples_, self.digests_, self.calibration_ = list(held.examples), set(held.digests), held.calibration
         return self
@@ -155,7 +159,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             for rows, content, x in self._placed(files, images, whole=network.transductive):
                 learned[rows] = self.learned_from(content)
                 with turn, torch.no_grad():
-                    scores = network(x).cpu().double()
+                    scores = self._scores(network, x)
                     if undefined(scores).any():
                         raise UserError(
                             "images: what was learned of the examples gives scores that are not finite; inner steps may diverge on such "
@@ -261,6 +265,24 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         """The classes as texts, as a classifier's file has them."""
         self._fitted()
         return [label_text(label) for label in self.classes_]
+
+    def _scores(self, network: base.TargetClassifier, x: Tensor) -> Tensor:
+        """The scores of network inputs, float64 `[n, classes]` on the CPU; `UserError` where parts of a file give none."""
+        try:
+            scores: Tensor = network(x).cpu().double()
+        except RuntimeError as error:
+            if len(self.labels_) or no_memory(error):  # learned here, of no file
+                raise
+            raise self._damaged(first_line(error)) from error
+        if scores.shape[1] != len(self.classes_):
+            raise self._damaged(f"{scores.shape[1]} scores for {len(self.classes_)} classes")
+        return scores
+
+    def _damaged(self, why: str) -> UserError:
+        """What is told where the parts of a classifier's file do not fit each other."""
+        return UserError(
+            f"{shown_path(self.learner.held.origin)}: is damaged, its parts do not fit ({why}); train again"
+        )
 
     def _check_settings(self) -> None:
         """Checks the settings; by scikit-learn's conventions not where they are set."""

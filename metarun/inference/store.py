@@ -21,6 +21,7 @@ from metarun.files import typed_path
 from metarun.inference.blueprint import Blueprint
 from metarun.inference.preprocessing import Preprocessing
 from metarun.inference.texts import TextPreprocessing
+from metarun.ops import certainty
 from metarun.ops.measures import ERROR
 from metarun.runs import contents, result
 from metarun.text import shown_path
@@ -59,6 +60,10 @@ class Calibration:
         numbers = [*([] if self.temperature is None else [self.temperature]), *self.thresholds.values()]
         if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
             raise ValueError(f"its calibration has {numbers} where finite numbers stand")
+        if self.temperature is not None and self.temperature <= 0:
+            raise ValueError(f"its calibration has the temperature {self.temperature}, which is not above 0")
+        if others := [name for name in self.thresholds if name not in certainty.NAMES]:
+            raise ValueError(f"its calibration has a threshold of {others[0]}, which is no certainty")
         if self.certainty is not None and self.certainty not in self.thresholds:
             raise ValueError(f"its calibration has no threshold of {self.certainty}")
 
@@ -90,6 +95,13 @@ class Stored:
     state: dict[str, Tensor] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.autocast not in (None, "bfloat16"):
+            raise ValueError(f"mixed precision of {self.autocast}, which is no type for it")
+        read, network = (tuple(part.input_shape) for part in (self.preprocessing, self.blueprint.spec))
+        if read != network:
+            raise ValueError(f"it reads items as {list(read)}, and its network takes {list(network)}")
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -173,6 +185,8 @@ def _check_parts(content: dict[str, Any]) -> None:
     for name, found in (("classes", [] if classes is None else classes), ("examples", examples), ("digests", digests)):
         if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
             raise TypeError(f"{name} are no list of texts")
+    if classes is not None and len(set(classes)) < max(2, len(classes)):
+        raise TypeError(f"classes are {classes}, and at least two different ones stand there")
 
 
 def _from_file(path: Path, shown: str) -> Stored:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import io
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -219,11 +220,12 @@ def stored_config(path: Path, advice: str) -> DictConfig:
             be a secret of the reader's; it names the file, what is wrong, and `advice`.
     """
     try:
-        if has_alias(path.read_text(encoding="utf-8")):
+        text = path.read_text(encoding="utf-8")  # once: what is looked at is what is taken
+        if has_alias(text):
             raise UserError(f"{shown_path(path)}: is damaged (it has an alias (*), which no run stores); {advice}")
-        found = OmegaConf.load(path)
+        found = OmegaConf.load(io.StringIO(text))
         # It was written whole, and so ends its last line.
-        if isinstance(found, DictConfig) and found and path.read_bytes().endswith(b"\n"):
+        if isinstance(found, DictConfig) and found and text.endswith("\n"):
             looked_up = next(interpolations(found), None)
             if looked_up is None:
                 return found

@@ -19,6 +19,7 @@ from metarun.runs import contents
 from metarun.text import shown_path
 
 DAMAGED = "delete it, and the run's own command tests again and writes it"  # what to do about one
+MOST_NUMBERS = 2**28  # of one image; more are damage, and one such image takes the machine's memory
 
 # Kinds: what a number was measured on or with.
 TRAIN = "train"  # the last training stage; an earlier one has its name in this place
@@ -196,13 +197,19 @@ def check_reading(values: dict[str, Any], dimensions: int) -> None:
     size, channels, shape = values["image_size"], values["channels"], values["input_shape"]
     if not all(type(number) is int and 0 < number < 2**16 for number in (size, *shape)) or len(shape) != dimensions:
         raise ValueError(f"images of {size} pixels as {shape}")
-    if channels not in (1, 3):
+    if type(channels) is not int or channels not in (1, 3):
         raise ValueError(f"images of {channels} channels")
+    if max(channels * size**2, math.prod(shape)) > MOST_NUMBERS:
+        raise ValueError(f"images of {size} pixels as {shape}")
     numbers = [*values["mean"], *values["deviation"], *(values["values"] or ())]
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
         raise ValueError("a mean, a deviation or a range that is no finite number")
-    if {len(values["mean"]), len(values["deviation"])} - {1, channels} or 0 in values["deviation"]:
+    if {len(values["mean"]), len(values["deviation"])} - {1, channels} or min(values["deviation"]) <= 0:
         raise ValueError(f"a mean and a deviation of other than {channels} channels")
+    if values["values"] and (len(values["values"]) != 2 or values["values"][0] >= values["values"][1]):
+        raise ValueError(f"a range of {values['values']}, which is not two numbers of which the second is larger")
+    if not isinstance(values["inverted"], bool):
+        raise ValueError(f"inverted {values['inverted']}, which is neither true nor false")
 
 
 def key(kind: str, measure: str) -> str:

@@ -9,6 +9,7 @@ import pickle
 import re
 import sys
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,16 @@ def test_an_array_that_python_2_wrote(tmp_path: Path) -> None:
 def test_anything_else_is_one_line(tmp_path: Path, raw: bytes) -> None:
     path = files.write(tmp_path / "a.pkl", raw)
     assert error(lambda: pickles.load(path, "x")).startswith(f"data x: {path} is not a whole pickle of arrays (")
+
+
+def test_a_place_of_the_memo_that_is_far_away_takes_no_memory(tmp_path: Path) -> None:
+    path = files.write(tmp_path / "a.pkl", b"\x80\x02]r\x00\x00\x00\x01K\x07a.")  # [7], kept as the 16,777,216th
+    tracemalloc.start()
+    try:
+        assert pickles.load(path, "x") == [7]
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 # CIFAR-100 as its authors publish it

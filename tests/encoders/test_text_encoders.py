@@ -16,7 +16,7 @@ from text_tables import many, table
 from torch import Tensor
 
 from metarun.backbones.minilm import BertBlock, MiniLM
-from metarun.data.text import Text
+from metarun.data.text import Text, as_pieces
 from metarun.data.tokens import LENGTH, model_folder, tokenize
 from metarun.encoders.building import encoded
 from metarun.encoders.encoded import training_items
@@ -48,6 +48,18 @@ def test_what_a_text_is_encoded_with_changes_nothing(minilm: MiniLMEncoder) -> N
     together = minilm([SENTENCES[0], "word " * 40, ""])
     torch.testing.assert_close(alone[0], together[0], atol=1e-6, rtol=0)
     assert together.isfinite().all()
+
+
+@pytest.mark.parametrize("word", ["[PAD]", "[SEP]", "[CLS]", "[MASK]", "[UNK]"])
+def test_a_text_with_a_word_of_the_tokenizers_own_is_read_as_it_stands(minilm: MiniLMEncoder, word: str) -> None:
+    """It neither ends the text nor fills it up, so that another text beside it changes nothing."""
+    text = f"a {word} river"
+    pieces = tokenize([text], minilm.folder, "data")[0][0].tolist()
+    own = tokenize([f"a [ {word[1:-1].lower()} ] river"], minilm.folder, "data")[0][0].tolist()
+    assert pieces == own
+    network = MiniLM((LENGTH,))
+    alone, together = (torch.from_numpy(as_pieces(texts)).long() for texts in ([text], [text, "word " * 40]))
+    torch.testing.assert_close(network(alone)[0], network(together)[0], atol=1e-6, rtol=0)
 
 
 def test_long_texts_are_cut_and_one_line_says_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -947,7 +947,42 @@ def test_a_classifier_file_that_names_a_foreign_class_is_not_built(tmp_path: Pat
         ({"learner/preprocessing/deviation": [0.0, 0.0, 0.0]}, "is damaged (a mean "),
         ({"learner/preprocessing/channels": 7}, "is damaged (images of 7 channels)"),
         ({"learner/calibration": "a"}, "is damaged"),
+        ({"learner/preprocessing/channels": True}, "is damaged (images of True channels)"),
+        ({"learner/preprocessing/deviation": [-1.0]}, "is damaged (a mean "),
+        ({"learner/preprocessing/image_size": 65_535}, "is damaged (images of 65535 pixels as "),
+        ({"learner/preprocessing/inverted": "no"}, "is damaged (inverted no, which is neither true nor false)"),
+        ({"learner/preprocessing/values": [9, 1]}, "is damaged (a range of [9, 1], which is not two numbers"),
+        ({"learner/preprocessing/values": [1, 2, 3]}, "is damaged (a range of [1, 2, 3], which is not two numbers"),
         ({"learner/calibration/temperature": "a"}, "is damaged (its calibration has "),
+        (
+            {"learner/calibration/temperature": -1.0},
+            "is damaged (its calibration has the temperature -1.0, which is not ",
+        ),
+        (
+            {"learner/calibration/temperature": 0},
+            "is damaged (its calibration has the temperature 0, which is not above 0)",
+        ),
+        (
+            {"learner/calibration": {"thresholds": {"a": 1.0}, "certainty": "a"}},
+            "is damaged (its calibration has a threshold of a,",
+        ),
+        ({"learner/autocast": "a"}, "is damaged (mixed precision of a, which is no type for it)"),
+        ({"learner/autocast": 5}, "is damaged (mixed precision of 5, which is no type for it)"),
+        ({"learner/blueprint/augment": 5}, "is damaged (its augment is no mapping of keys to values)"),
+        (
+            {"learner/preprocessing/input_shape": [1, 16, 16]},
+            "is damaged (it reads items as [1, 16, 16], and its network takes [3, ",
+        ),
+        (
+            {"learner/blueprint/transfer": {"_target_": "metarun.stages.Train"}},
+            "is damaged (its transfer is metarun.stages.Train, ",
+        ),
+        (
+            {"learner/blueprint/algo/_target_": "metarun.target.base.Own"},
+            "is damaged (its algo is metarun.target.base.Own, which ",
+        ),
+        ({"learner/blueprint/transfer/learner": 1}, "is damaged (its transfer has learner, which is no setting)"),
+        ({"learner/blueprint/backbone/_args_": [1]}, "is damaged (its backbone has _args_, which is no setting)"),
         ({"learner/blueprint/spec": None}, "is damaged"),
     ],
     ids=str,
@@ -990,7 +1025,7 @@ def test_a_classifier_file_with_a_part_of_another_type(tmp_path: Path, divided: 
     parts: dict[str, list[object]] = {
         "weights": [{"a": 1.5}, 5],
         "state": [None],
-        "classes": [5, [1, 2]],
+        "classes": [5, [1, 2], [], ["ash"], ["ash", "birch", "ash"]],
         "examples": ["a"],
     }
     for key, values in parts.items():
@@ -998,6 +1033,67 @@ def test_a_classifier_file_with_a_part_of_another_type(tmp_path: Path, divided: 
             torch.save({**content, key: value}, path)
             with pytest.raises(UserError, match=r"classifier\.pt: is damaged, it lacks a part of a classifier \("):
                 store.load(path)
+
+
+@pytest.mark.parametrize("transfer", ["nearest_centroid", "linear_probe", "all"])
+def test_parts_of_a_classifier_file_that_do_not_fit_each_other(tmp_path: Path, divided: Path, transfer: str) -> None:
+    quick = [] if transfer == "nearest_centroid" else ["transfer.steps=1"]
+    done(
+        "recipe=target_only",
+        *TARGET,
+        f"target.data.root={divided}",
+        f"transfer={transfer}",
+        *quick,
+        f"outputs={tmp_path}",
+        "name=made",
+    )
+    (path,) = tmp_path.glob("made/*/classifier.pt")
+    content = torch.load(path, weights_only=True)
+    wide = {name: value[..., :-1] if value.dim() else value for name, value in content["state"].items()}
+    for change in ({"classes": ["ash", "birch"]}, {"classes": ["a", "b", "c", "d"]}, {"state": {}}, {"state": wide}):
+        torch.save({**content, **change}, path)
+        with pytest.raises(
+            UserError, match=r"classifier\.pt: is damaged, its parts do not fit \(.*; train again"
+        ) as error:
+            metarun_package.load(path).classifier.predict(divided / "test")
+        assert "\n" not in str(error.value)
+
+
+def test_what_is_neither_a_file_nor_a_folder_is_called_what_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pt")
+    (tmp_path / "loop.pt").symlink_to("loop.pt")
+    (tmp_path / "lost.pt").symlink_to("nowhere.pt")
+    told = {
+        "pipe": "is a pipe, and neither a run folder nor a file",
+        "loop": r"is a link to loop\.pt, which leads to no file",
+        "lost": r"is a link to nowhere\.pt, which leads to no file",
+    }
+    for name, words in told.items():
+        with pytest.raises(UserError, match=rf"^checkpoint={tmp_path}/{name}\.pt: {words}$"):
+            metarun_package.load(tmp_path / f"{name}.pt")
+
+
+def test_examples_of_other_classes_are_learned_with_the_changes_that_the_run_measured(
+    tmp_path: Path, divided: Path
+) -> None:
+    words = [
+        "recipe=target_only",
+        *TARGET,
+        f"target.data.root={divided}",
+        "transfer=all",
+        "transfer.steps=3",
+        "augment.jitter=0.9",
+    ]
+    done(*words, "augment=standard", f"outputs={tmp_path}", "name=made")
+    (folder,) = (path.parent for path in tmp_path.glob("made/*/classifier.pt"))
+    learner = metarun_package.load(folder)
+    assert learner.held.blueprint.augment is not None
+    assert learner.held.blueprint.augment["jitter"] == 0.9
+    found = learner.fit(divided / "train").predict_proba(divided / "test")
+    assert np.array_equal(found, metarun_package.load(folder).fit(divided / "train").predict_proba(divided / "test"))
+    assert result(folder)["learner"]["blueprint"]["augment"] == learner.held.blueprint.augment
+    plain = replace(learner.held, blueprint=replace(learner.held.blueprint, augment=None))
+    assert not np.allclose(found, Learner(plain).fit(divided / "train").predict_proba(divided / "test"))
 
 
 def test_a_circle_of_links_does_not_multiply_the_images_of_a_pattern(tmp_path: Path) -> None:

@@ -7,10 +7,13 @@ import math
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -232,6 +235,85 @@ def test_a_file_that_may_not_be_read_is_not_to_be_deleted(tmp_path: Path) -> Non
     ):
         with kept_out(), pytest.raises(UserError, match=r"x: cannot be read \(Permission denied\)$"):
             reads(tmp_path / "x")
+
+
+def test_a_config_is_read_once_so_that_what_is_looked_at_is_what_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("seed: 3\n")
+    read = Path.read_text
+
+    def replaced(self: Path, **how: Any) -> str:
+        text = read(self, **how)
+        path.write_text("seed: 4\n")
+        return text
+
+    with mock.patch.object(Path, "read_text", replaced):
+        assert stored_config(path, "delete it") == {"seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (torch.zeros(1, 2).to_sparse(), "a tensor of torch.float32, torch.sparse_coo"),
+        (torch.zeros(1, 2, dtype=torch.complex64), "a tensor of torch.complex64, torch.strided"),
+        (torch.zeros(1, 2, device="meta"), "a tensor without values"),
+    ],
+)
+def test_a_tensor_of_the_right_shape_that_no_network_can_take(value: torch.Tensor, told: str) -> None:
+    network = torch.nn.Linear(2, 1, bias=False)
+    with pytest.raises(
+        UserError, match=rf"^checkpoint x: is of another architecture: weight is {told} in the file and \(1, 2\) in"
+    ):
+        checkpoint.load_weights(network, {"weight": value}, Path("x"))
+
+
+def test_a_state_that_a_file_of_weights_makes_up_does_not_reach_numpy(tmp_path: Path) -> None:
+    """An array of two texts whose type says that it holds objects, and that is given none: numpy ends the process."""
+
+    def raw(text: bytes) -> bytes:
+        return b"c_codecs\nencode\nX" + struct.pack("<I", len(text)) + text + b"X\x06\x00\x00\x00latin1\x86R"
+
+    kind = b"cnumpy\ndtype\nX\x02\x00\x00\x00S8\x89\x88\x87R(K\x03X\x01\x00\x00\x00|NNNK\x08K\x01K\x3ftb"
+    array = (
+        b"cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85"
+        + raw(b"b")
+        + b"\x87R(K\x01K\x02\x85"
+        + kind
+    )
+    for name, values, taken in (("bad.pt", b"]", False), ("good.pt", raw(b"A" * 16), True)):
+        torch.save({"w": torch.ones(2)}, tmp_path / "whole.pt")
+        with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / name, "w") as made:
+            for member in whole.namelist():
+                content = whole.read(member)
+                if member.endswith("data.pkl"):  # a second value behind the tensor
+                    content = content[:-1] + b"X\x01\x00\x00\x00a" + array + b"\x89" + values + b"tbs."
+                made.writestr(member, content)
+        code = (
+            "import pathlib, sys; from metarun.backbones.weights import read_tensors; "
+            "print(list(read_tensors(pathlib.Path(sys.argv[1]), 'key')))"
+        )
+        words = [sys.executable, "-c", code, str(tmp_path / name)]
+        ended = subprocess.run(words, capture_output=True, encoding="utf-8", check=False)
+        assert (ended.returncode == 0, "['w']" in ended.stdout) == (taken, taken)
+        assert taken or "cannot be read; it is truncated" in ended.stderr, ended.returncode
+
+
+@pytest.mark.parametrize("crc", [True, False], ids=["with checksums", "without checksums"])
+def test_an_archive_that_holds_more_than_its_bytes_is_not_unpacked(crc: bool, tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    torch.save({"model": {"a": torch.zeros(2**20)}}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+        for member in archive.infolist():
+            member.CRC = member.CRC if crc else 0
+    assert path.stat().st_size < 10_000
+    torch.load(path, weights_only=True)  # torch itself takes the four megabytes
+    for read in (checkpoint.load, store.load, lambda path: read_tensors(path, "backbone.weights")):
+        with pytest.raises(UserError, match=r"cannot be read[,;] it is (truncated|damaged)"):
+            read(path)
 
 
 @pytest.mark.parametrize("key", ["optimizer", "schedule", "state"])

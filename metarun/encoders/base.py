@@ -120,6 +120,14 @@ class Encoder(Checked, ABC):
                 f"{PLURAL[source.item]}; choose an encoder for these, or leave encoder out"
             )
 
+    def advice(self, source: TableSource) -> str:
+        """What a setting of a data set would keep of its items that this encoder could use, in words; empty where nothing is lost.
+
+        Args:
+            source: The data set, which was checked.
+        """
+        return ""
+
     def fit(self, items: Iterable[Any]) -> None:
         """Learns from training items; only an encoder that is `fitted` is asked to. It sets `features`.
 

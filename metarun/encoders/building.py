@@ -60,6 +60,9 @@ def encoded(sources: list[DataSource], node: DictConfig, *, as_target: bool = Fa
             item for member in sources[0].members.values() for item in training_items(member, as_target=as_target)
         )
     log.info("encoder: %s", encoder)
+    members = [member for source in sources for member in source.members.values()]
+    for advice in dict.fromkeys(filter(None, map(encoder.advice, members))):
+        log.info("encoder: %s", advice)
     return [source.each(lambda member: EncodedSource(member, encoder, encoding)) for source in sources]
 
 

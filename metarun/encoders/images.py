@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.backbones.libraries import TrainingImages
+from metarun.config.hints import hints_of
 from metarun.data.table_source import TableSource
 from metarun.encoders.base import Encoder
 from metarun.encoders.folding import folded
@@ -73,6 +74,15 @@ class ImageEncoder(Encoder):
         channels = source.input_shape[0]
         if channels not in (1, 3):
             raise UserError(f"encoder: {self.name} takes images of 1 or 3 channels, but the data have {channels}")
+
+    def advice(self, source: TableSource) -> str:
+        read, expected = source.input_shape[-1], self.recipe.image_size
+        if read >= expected or "image_size" not in hints_of(type(source)):
+            return ""
+        return (
+            f"images are read at {read} pixels and enlarged to {expected}; data.image_size={expected} "
+            f"(of a target: target.data.image_size) keeps more of files that are larger"
+        )
 
     def identity(self) -> dict[str, Any]:
         return {"name": self.name, "weights": self.digest, "features": self.features, "images": described(self.recipe)}

@@ -858,6 +858,27 @@ def test_a_run_on_vectors_says_what_its_encoder_saw(weights: Path, tmp_path: Pat
     assert "This run had finished before" in again.out
 
 
+def test_images_that_are_read_smaller_than_the_network_expects_are_told_of(weights: Path, tmp_path: Path) -> None:
+    """By default a folder is read at 84 pixels, which costs a pretrained network much of what it can see."""
+    network = [
+        "encoder=pretrained",
+        "encoder.name=timm:test_resnet",
+        f"encoder.weights={weights}",
+        "encoder.image_size=32",
+    ]
+    words = [
+        "data=folder",
+        f"data.root={shaded(tmp_path / 'images')}",
+        *SMALL,
+        *network,
+        "backbone=identity",
+        "algo=simpleshot",
+    ]
+    advice = "encoder: images are read at 16 pixels and enlarged to 32; data.image_size=32"
+    assert advice in done(*words, "test.episodes=4", f"outputs={tmp_path}/small").err
+    assert "enlarged" not in done(*words, "test.episodes=4", "data.image_size=32", f"outputs={tmp_path}/whole").err
+
+
 def test_where_nothing_is_trained_no_validation_classes_are_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,7 +35,7 @@ from metarun.data.table import ClassImages, cached, listing
 from metarun.errors import UserError
 from metarun.files import typed_path
 from metarun.system import platform
-from metarun.text import counted, printable
+from metarun.text import counted, printable, shell_path
 
 log = logging.getLogger("metarun")
 
@@ -136,6 +136,8 @@ class Folder(ImageSource):
         }  # fmt: skip
         reading = _Reading(of_class, seen, ordinary, image_size, channels, values, skip_bad)
         super().__init__(cached("folder", key, reading.build), splits, rotations=rotations, normalize=normalize)
+        if labels is None:  # with a table there are more words to it
+            self.as_target = f"target=folder target.data.root={shell_path(root)}"
         below = len(os.path.join(folder, ""))  # of all of them; `relpath` takes both paths apart for each
         files = [str(path)[below:] for entries in of_class.values() for entry in entries for path in entry.paths]
         # Where bad files were left out, it is not known which: places in the classes are told instead.

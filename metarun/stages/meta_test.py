@@ -18,13 +18,15 @@ from metarun.core import TaskShape
 from metarun.data.domains import named
 from metarun.data.source import DataSource, EpisodeSampler, Split
 from metarun.data.test_sets import rule
-from metarun.engine.evaluate import Scores, evaluate
+from metarun.engine.evaluate import Scores, evaluate, prepared_tasks
 from metarun.engine.probabilities import Observed, known_and_unknown, tell_apart, validation_temperature
 from metarun.engine.views import Views
 from metarun.errors import UserError
 from metarun.ops import draws, metrics
 from metarun.ops.measures import ACCURACY, MEDIAN_ERROR, UNDEFINED
+from metarun.ops.modes import evaluating
 from metarun.report.reliability import reliability_diagram
+from metarun.report.task import task_picture
 from metarun.runs import contents, result
 from metarun.runs.run import Run
 from metarun.stages.base import Stage
@@ -177,6 +179,7 @@ class MetaTest(Stage):
         if observed is not None:
             run.result |= self._probabilities(run, test, scores, observed, validated)
         self._record(run, test, scores)
+        self._picture(run, test)
         if settings.baseline_episodes:
             run.result |= self._baseline(run, test, steps)
         if not scores.power:
@@ -185,6 +188,19 @@ class MetaTest(Stage):
             if isinstance(ways, tuple) and observed is not None:
                 chance = observed.chance.mean().item()
             run.result[test.key(result.CHANCE, ACCURACY)] = chance
+
+    @torch.no_grad()
+    def _picture(self, run: Run, test: Test) -> None:
+        """Shows the first test task and what was predicted of it, and where it is one function also before the inner steps."""
+        if run.logger.folder is None or self.views is not None:  # of another process; and views predict otherwise
+            return
+        algorithm, hardware = run.algorithm, run.hardware
+        with draws.untouched(hardware.device), evaluating(algorithm):
+            _, task = next(prepared_tasks(algorithm, test.episodes, 0, 1, hardware))
+            with hardware.autocast():
+                before, after = algorithm.predict_after(task, [0, algorithm.test_steps])[[0, -1]]
+        if png := task_picture(task, before, after):
+            run.logger.picture(test.key(result.TEST, "task"), png)
 
     def _conclude(self, run: Run, temperature: float | None) -> None:
         """Records the means over the data sets, and what each data set is."""

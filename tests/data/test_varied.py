@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers import CPU, compose, table, toy_images
+from PIL import Image
 from scipy.stats import chisquare, kstest
 
 from metarun.config import check, task_of
 from metarun.core import Episodes, MixedEpisodes, TaskShape, together
+from metarun.data.folder import Folder
 from metarun.data.image_source import ImageSource
 from metarun.data.noise import with_noise
 from metarun.data.regression import Sinusoid
@@ -554,3 +558,16 @@ def test_a_config_without_these_keys_is_one_of_equal_tasks() -> None:
     assert task_of(compose("task.balanced=false"), "test") == TaskShape(5, 1, 15)  # nothing is drawn
     fixed = compose("task.protocol=meta_dataset", "task.ways=4", "task.shots=2", "task.queries=3")
     assert task_of(fixed, "test") == TaskShape(4, 2, 3)
+
+
+def test_the_command_for_the_classes_of_a_folder_names_that_folder(tmp_path: Path) -> None:
+    root = tmp_path / "my images"
+    for number in range(4):
+        (root / f"{number}").mkdir(parents=True)
+        for item in range(3):
+            Image.new("L", (4, 4), 50 * number + item).save(root / f"{number}" / f"{item}.png")
+    with pytest.raises(
+        UserError,
+        match=f"themselves apart: recipe=target_only target=folder target.data.root='{re.escape(str(root))}'$",
+    ):
+        Folder(root=str(root), image_size=4).sampler("train", TaskShape(5, 1, 1), 0, CPU)

@@ -1,0 +1,52 @@
+"""The picture of a test task with its predictions."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from shell import metarun
+
+from metarun.core import Episodes
+from metarun.report.task import AFTER, BEFORE, RIGHT, WRONG, task_picture
+
+
+def colours(png: bytes | None) -> set[tuple[int, ...]]:
+    assert png is not None
+    return {tuple(pixel) for pixel in np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).reshape(-1, 3).tolist()}
+
+
+def test_queries_that_are_told_rightly_and_wrongly_have_frames_of_two_colours() -> None:
+    labels = torch.tensor([[0, 1]])
+    task = Episodes(torch.rand(1, 2, 1, 8, 8), labels, torch.rand(1, 2, 1, 8, 8), labels, ways=2, shots=1, queries=1)
+    right = torch.eye(2)[None]
+    assert RIGHT in (found := colours(task_picture(task, right, right)))
+    assert WRONG not in found
+    assert RIGHT not in (found := colours(task_picture(task, right, right.flip(1))))
+    assert WRONG in found
+
+
+def test_a_function_is_shown_before_and_after_adaptation() -> None:
+    x = torch.linspace(-1, 1, 9).reshape(1, 9, 1)
+    task = Episodes(x[:, :3], x[:, :3], x, x.square(), ways=1, shots=3, queries=9)
+    assert {BEFORE, AFTER} <= colours(task_picture(task, -x, x))
+    assert AFTER in colours(task_picture(task, torch.full_like(x, torch.nan), x))  # a method that diverged
+    wide = Episodes(*(each.repeat(1, 1, 2) for each in (x, x, x, x)), ways=1, shots=9, queries=9)
+    assert task_picture(wide, wide.query_y, wide.query_y) is None
+
+
+def test_a_run_leaves_the_picture_for_tensorboard(tmp_path: Path) -> None:
+    words = [
+        "algo=maml",
+        "data=sinusoid",
+        "backbone=mlp",
+        "train.steps=2",
+        "train.validate_episodes=2",
+        "test.episodes=2",
+    ]
+    assert metarun(*words, f"outputs={tmp_path}").status == 0
+    [events] = tmp_path.rglob("events.*.results")
+    assert b"test/task" in events.read_bytes()

@@ -102,6 +102,18 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def not_imported(library: str, error: ImportError) -> str:
+    """What is wrong where a library cannot be imported: it, or what it imports, is not installed, or it is broken.
+
+    Args:
+        library: The module's name.
+        error: What Python says.
+    """
+    if isinstance(error, ModuleNotFoundError):
+        return f"{(error.name or library).partition('.')[0]} is not installed"
+    return f"{library} cannot be imported ({first_line(error)})"
+
+
 def lacks(error: Exception) -> str:
     """What is wrong with values that were not what metarun writes, by the error that they led to."""
     return f"it has no {error.args[0]}" if isinstance(error, KeyError) else first_line(error)

@@ -9,24 +9,22 @@ from types import ModuleType
 
 import torch
 
-from metarun.errors import UserError
+from metarun.errors import UserError, not_imported
 
 _schemas: torch.library.Library | None = None  # the operators are gone when the object is
 
 
-def torchvision() -> ModuleType:
+def torchvision(extra: str = "torchvision") -> ModuleType:
     """The module torchvision, also one whose compiled operators do not fit the torch that is installed.
 
     A torchvision built for CUDA beside a torch built for the CPU leaves its own operators out and then fails to describe
     two of them. Their schemas are defined here in that case; transforms, models and data sets need no more. Raises
-    `UserError` where it is missing.
+    `UserError` where it is missing or broken, which names `extra`.
     """
     try:
         return importlib.import_module("torchvision")
-    except ModuleNotFoundError as error:
-        if error.name != "torchvision":
-            raise
-        raise UserError("torchvision is not installed: pip install 'metarun[torchvision]'") from error
+    except ImportError as error:
+        raise UserError(f"{not_imported('torchvision', error)}: pip install 'metarun[{extra}]'") from error
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
@@ -46,7 +44,7 @@ def learn2learn() -> ModuleType:
         importlib.import_module("gym_notices.notices").notices.clear()  # gym prints what it finds there
         torchvision()
         return importlib.import_module("learn2learn")
-    except (ModuleNotFoundError, UserError) as error:
+    except (ImportError, UserError) as error:
         raise UserError(
             f"learn2learn cannot be imported ({error}); from a clone of metarun, scripts/install_learn2learn.sh installs it "
             "and what it imports, which the extra metarun[learn2learn] names"

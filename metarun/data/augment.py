@@ -67,7 +67,7 @@ class Augment(Checked):
 def _kornia() -> ModuleType:
     try:
         return import_module("kornia.augmentation")
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise UserError(
             f"augment: needs kornia, which cannot be imported ({error}): pip install 'metarun[augment]'"
         ) from error

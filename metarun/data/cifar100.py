@@ -6,9 +6,11 @@ of which the archive has 500 in `train` and 100 in `test`. The few-shot benchmar
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -103,7 +105,7 @@ def _archived(path: Path, name: str) -> dict[str, Any]:
     """What the three members of the archive hold, whatever folder they lie in; they are read and not unpacked."""
     found: dict[str, Any] = {}
     try:
-        with gzip.open(path) as whole:
+        with _opened(path) as whole:
             with tarfile.open(fileobj=whole, mode="r|") as archive:
                 for member in archive:
                     part = PurePosixPath(member.name)
@@ -124,6 +126,19 @@ def _archived(path: Path, name: str) -> dict[str, Any]:
             f"data {name}: {path}: there is no cifar-100-python/{missing[0]} in it; get it again: {ADDRESS}"
         )
     return found
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A file, unpacked where it is compressed, which its content says and not its name."""
+    with open(path, "rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        if not compressed:
+            yield file
+            return
+        with gzip.open(file) as unpacked:
+            yield unpacked
 
 
 def _entry(content: Any, key: str, where: Path, name: str) -> Any:

@@ -16,7 +16,7 @@ from metarun.data.image_ops import by_class, drawn, for_episodes
 from metarun.data.image_source import ImageSource
 from metarun.data.splits import RATIOS
 from metarun.data.table import ClassImages, cached
-from metarun.errors import UserError
+from metarun.errors import UserError, not_imported
 
 BRIGHTEST = 16  # of the original values
 
@@ -52,9 +52,10 @@ class Digits(ImageSource):
         def build(metadata: dict[str, Any]) -> Iterator[ClassImages]:
             try:
                 bunch = import_module("sklearn.datasets").load_digits()
-            except ModuleNotFoundError as error:
+            except ImportError as error:
                 raise UserError(
-                    "data digits: scikit-learn, whose digits these are, is not installed: pip install scikit-learn"
+                    f"data digits: needs scikit-learn, whose digits these are, but {not_imported('sklearn', error)}: pip install "
+                    "scikit-learn"
                 ) from error
             images = np.rint(bunch.images * (255 / BRIGHTEST)).astype(np.uint8)
             labels = bunch.target

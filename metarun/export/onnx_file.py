@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from metarun.errors import UserError
+from metarun.errors import UserError, not_imported
 from metarun.export.folding import first_line, quiet
 
 OUTPUT = "probabilities"
@@ -29,14 +29,12 @@ def library(name: str) -> ModuleType:
     """A library of the extra `export`.
 
     Raises:
-        UserError: It is not installed.
+        UserError: It is not installed, or broken.
     """
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != name.partition(".")[0]:
-            raise
-        raise UserError(f"format=onnx: {name} is not installed; pip install '{EXTRA}'") from error
+    except ImportError as error:
+        raise UserError(f"format=onnx: {not_imported(name, error)}; pip install '{EXTRA}'") from error
 
 
 def converted(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
@@ -18,7 +20,7 @@ from metarun.config.checked import Checked
 from metarun.config.ranges import shown
 from metarun.config.types import Given
 from metarun.config.validation import check_target
-from metarun.errors import Diverged, UserError
+from metarun.errors import Diverged, UserError, not_imported
 from metarun.sweeps.jobs import Job, Outcome
 from metarun.sweeps.plan import Ended
 
@@ -116,3 +118,18 @@ def needs(module: str, key: str, extra: str) -> None:
     found = importlib.util.find_spec(module)
     if found is None or found.origin is None:  # nothing, or a mere folder of that name in the working folder
         raise UserError(f"{key}: needs {module}, which is not installed; pip install 'metarun[{extra}]'")
+
+
+def imported(module: str, key: str, extra: str) -> ModuleType:
+    """An optional library; takes the arguments of `needs`.
+
+    Raises:
+        UserError: It is not installed, or broken.
+    """
+    needs(module, key, extra)
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{key}: needs {module}, but {not_imported(module, error)}; pip install 'metarun[{extra}]'"
+        ) from error

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from metarun.config.types import NonNegativeFloat
 from metarun.errors import UserError, first_line
 from metarun.sweeps.jobs import Job, Outcome, exporting, perform
-from metarun.sweeps.launcher import Launcher, needs
+from metarun.sweeps.launcher import Launcher, imported, needs
 from metarun.sweeps.plan import Ended, say
 from metarun.text import printable
 
@@ -67,7 +67,7 @@ def in_ray(arguments: Sequence[str], folder: str) -> Outcome:
 
 def carry_out(jobs: Sequence[Job], address: str | None, resources: dict[str, Any]) -> Iterator[Ended]:
     """Runs the jobs on the Ray at `address` (None: a new one here), each with `resources` (num_cpus, num_gpus, memory)."""
-    import ray  # takes a second
+    ray = imported("ray", "hydra/launcher=ray", "ray")  # takes a second
 
     started, on_sigterm = time.monotonic(), signal.getsignal(signal.SIGTERM)
     with exporting():
@@ -80,7 +80,7 @@ def carry_out(jobs: Sequence[Job], address: str | None, resources: dict[str, Any
         finally:
             signal.signal(signal.SIGTERM, on_sigterm)  # for which Ray has put one of its own
         try:
-            tell_what_is_lacking(ray.nodes(), resources, address)  # type: ignore[no-untyped-call]
+            tell_what_is_lacking(ray.nodes(), resources, address)
             remote = ray.remote(max_calls=1, max_retries=0, **resources)(in_ray)
             waiting = {remote.remote(job.arguments, os.getcwd()): job for job in jobs}
             while waiting:

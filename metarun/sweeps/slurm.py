@@ -24,7 +24,7 @@ from metarun.config.types import NonNegativeInt, PositiveFloat, PositiveInt
 from metarun.errors import UserError
 from metarun.runs.trial import beside
 from metarun.sweeps.jobs import REQUEUED, Job, Outcome, exporting, perform
-from metarun.sweeps.launcher import Launcher, needs
+from metarun.sweeps.launcher import Launcher, imported, needs
 from metarun.sweeps.plan import Ended, say
 from metarun.text import counted, printable
 
@@ -246,7 +246,7 @@ def submit(jobs: Sequence[Job], parameters: dict[str, Any]) -> dict[Job, str]:
     before = {*folder.iterdir()} if folder.is_dir() else set()
     absent = [path for path in (folder, *folder.parents) if not path.is_dir()]
     with exporting(SUBMITIT_PREEMPT_SIGNAL=SIGNAL):  # read here when it is imported, and by the jobs
-        import submitit
+        submitit = imported("submitit", "hydra/launcher=slurm", "slurm")
 
         try:
             executor = submitit.SlurmExecutor(folder=folder)

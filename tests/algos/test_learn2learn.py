@@ -11,7 +11,7 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
-from helpers import CONF, double, episodes, toy_images
+from helpers import CONF, block, double, episodes, toy_images
 from shell import SINUSOID, environment, metarun, result, run_folder
 from torch import Tensor, nn
 
@@ -163,6 +163,13 @@ def forgotten() -> Iterator[None]:
     peers.learn2learn.cache_clear()
     yield
     peers.learn2learn.cache_clear()
+
+
+@pytest.mark.usefixtures("forgotten")
+def test_a_library_that_cannot_be_imported_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block("learn2learn", tmp_path, monkeypatch)
+    with pytest.raises(UserError, match=r"^learn2learn cannot be imported \(blocked\); from a clone"):
+        peers.learn2learn()
 
 
 @pytest.mark.parametrize("missing", ["learn2learn", "torchvision", "gym_notices.notices"])

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import build, compose, double, episodes, toy_images
+from helpers import block, build, compose, double, episodes, toy_images
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -483,6 +483,30 @@ def test_a_library_that_is_not_there(name: str, missing: str, monkeypatch: pytes
     extra = re.escape(f"{missing} is not installed: pip install 'metarun[{missing}]'")
     with pytest.raises(UserError, match=f"^backbone.name={name}: {extra}$"):
         Pretrained(input_shape=GREY, name=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"), [("timm:resnet18", "timm"), ("timm:resnet18", "torchvision"), (SMALL, "torchvision")]
+)
+def test_a_library_that_cannot_be_imported(
+    name: str, broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block(broken, tmp_path, monkeypatch)
+    told = f"{broken} cannot be imported (blocked): pip install 'metarun[{name.partition(':')[0]}]'"
+    with pytest.raises(UserError, match=f"^backbone.name={name}: {re.escape(told)}$"):
+        Pretrained(input_shape=GREY, name=name)
+
+
+def test_safetensors_that_cannot_be_imported_are_no_truncated_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    importlib.import_module("safetensors.torch").save_file({"a": torch.zeros(1)}, weights)
+    block("safetensors", tmp_path, monkeypatch)
+    with pytest.raises(
+        UserError, match=r"^key: safetensors cannot be imported \(blocked\): pip install 'metarun\[timm\]'$"
+    ):
+        read_tensors(weights, "key")
 
 
 def test_methods_that_reach_into_blocks_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import io
 import os
 import pickle
@@ -185,7 +186,7 @@ def test_broken_hdf5_and_no_h5py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     files.write(root / "train_data.hdf5", b"no HDF5")
     assert "train_data.hdf5 with train_labels.json are not whole files" in error(lambda: FewShot(dataset="cub"))
     monkeypatch.setitem(sys.modules, "h5py", None)
-    assert "needs h5py, which is not installed: pip install 'metarun[hdf5]'" in error(lambda: FewShot(dataset="cub"))
+    assert "needs h5py, but h5py is not installed: pip install 'metarun[hdf5]'" in error(lambda: FewShot(dataset="cub"))
 
 
 # Pickles
@@ -311,13 +312,18 @@ def three_images(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("three_images")
 @pytest.mark.parametrize("python2", [True, False])
-@pytest.mark.parametrize("form", ["folder", "folder itself", "archive"])
+@pytest.mark.parametrize("form", ["folder", "folder itself", "archive", "unpacked archive"])
 @pytest.mark.parametrize(("dataset", "counts"), [("cifar_fs", (64, 16, 20)), ("fc100", (60, 20, 20))])
 def test_official_cifar100(tmp_path: Path, dataset: str, counts: tuple[int, ...], form: str, python2: bool) -> None:
     folder = cifar100(tmp_path / "data" / "cifar-100-python", python2=python2)
     root = folder if form == "folder itself" else folder.parent
     if form == "archive":
         root = packed(folder, tmp_path / "archive" / "cifar-100-python.tar.gz").parent
+    if form == "unpacked archive":
+        archive = packed(folder, tmp_path / "archive" / "cifar-100-python.tar.gz")
+        archive.with_suffix("").write_bytes(gzip.decompress(archive.read_bytes()))
+        archive.unlink()
+        root = archive.parent
     source = FewShot(dataset=dataset, root=str(root), normalize=False)
     assert tuple(source.describe()["classes"].values()) == counts
     assert source.table.images.shape == (300, 3, 32, 32)
@@ -461,6 +467,20 @@ LISTED: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.usefixtures("few")
+def test_words_after_the_number_of_a_class_are_left(tmp_path: Path) -> None:
+    number = 0
+    for split, count in FEW.items():
+        names = [f"n{number + one:08d}" for one in range(count)]
+        number += count
+        files.write(tmp_path / "mini" / f"{split}.txt", "".join(f"{name} house finch, a bird\n" for name in names))
+        for name in names:
+            files.write(tmp_path / "mini" / "all" / name / "0.png", files.encoded(number))
+    source = FewShot(dataset="mini_imagenet", root=str(tmp_path / "mini"), image_size=files.SIDE)
+    assert source.table.names[0] == "n00000000"
+    assert source.describe()["classes"] == FEW
+
+
+@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("dataset", ["mini_imagenet", "tiered_imagenet", "cub"])
 @pytest.mark.parametrize("form", LISTED)
 def test_images_beside_lists(tmp_path: Path, dataset: str, form: str) -> None:
@@ -599,6 +619,10 @@ def test_lists_that_do_not_fit(tmp_path: Path) -> None:
     assert message.startswith(
         f"data mini_imagenet: {tmp_path}/mini/val.csv: val01: there is no image val0100000001.jpg in "
     )
+    for image in (tmp_path / "mini" / "images").iterdir():  # no image has the name that the tables say
+        image.rename(image.with_suffix(".JPEG"))
+    message = error(lambda: FewShot(dataset="mini_imagenet", root=str(tmp_path / "mini")))
+    assert re.search(r"there is no image \w+\.jpg in .*; did you mean \w+\.JPEG", message)
     class_folders(tmp_path / "tiered", "txt")
     files.write(tmp_path / "tiered" / "test.txt", "ntest0\nntest1\nnone\n")
     message = error(lambda: FewShot(dataset="tiered_imagenet", root=str(tmp_path / "tiered")))

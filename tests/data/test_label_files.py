@@ -346,6 +346,19 @@ def test_parts_without_training_are_refused_and_one_part_divides_nothing(tmp_pat
     assert sorted(len(numbers) for numbers in source.splits.values()) == [1, 1, 2]
 
 
+@pytest.mark.parametrize("column", ["set", "fold", "usage"])
+def test_a_column_that_names_a_part_in_each_row_divides_whatever_it_is_called(tmp_path: Path, column: str) -> None:
+    root = competition(tmp_path / "images")
+    parts = ["Validation", "test", "train", "train"]  # of the classes, which are not drawn so
+    found = [(*row, parts[number % 4]) for number, row in enumerate(rows(name="train/{}.png"))]
+    write(root / "all.csv", f"file,label,{column}", found)
+    source = Folder(root=str(root), labels="all.csv", image_size=8)
+    splits = {split: [source.table.names[number] for number in numbers] for split, numbers in source.splits.items()}
+    assert splits == {"train": ["kind 2", "kind 3"], "val": ["kind 0"], "test": ["kind 1"]}
+    write(root / "all.csv", f"file,label,{column}", [*found[:-1], (*found[-1][:-1], "something else")])
+    assert {*Folder(root=str(root), labels="all.csv", image_size=8).table.groups} == {""}
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

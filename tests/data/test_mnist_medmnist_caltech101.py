@@ -154,7 +154,7 @@ def test_digits_are_enlarged_to_mnists_size() -> None:
 
 def test_digits_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    assert "scikit-learn, whose digits these are, is not installed" in error(Digits)
+    assert "needs scikit-learn, whose digits these are, but sklearn is not installed: pip" in error(Digits)
 
 
 # MedMNIST

@@ -411,6 +411,15 @@ def test_one_part_alone_divides_nothing(tmp_path: Path, part: str) -> None:
     assert len(text_examples(tmp_path / "a.csv")) == len(rows)
 
 
+def test_a_column_that_names_a_part_in_each_row_divides_whatever_it_is_called(tmp_path: Path) -> None:
+    rows = [(*row, part) for part in ("train", "test") for row in many(list("abc"), mark=part)]
+    named, other = (
+        Text(root=str(table(tmp_path / f"{column}.csv", rows, f"text,label,{column}"))) for column in ("split", "set")
+    )
+    assert other.has_test_part
+    assert other.table.metadata["parts"] == named.table.metadata["parts"]
+
+
 def test_examples_for_validation_and_the_test_are_none_to_learn_from(tmp_path: Path) -> None:
     rows = [(*row, part) for part in ("val", "test") for row in many(["a", "b"], mark=part)]
     path = table(tmp_path / "a.csv", rows, "text,label,split")

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import warm
+from helpers import block
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from shell import SINUSOID, environment, lines, make_images, metarun, one_line, result, run_folder, start
@@ -552,6 +553,19 @@ def test_missing_extra_is_named(
     assert done.status == 2
     assert done.said == [f"metarun: {word}: needs {module}, which is not installed; pip install 'metarun[{extra}]'"]
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "module", "extra"), [("hydra/launcher=ray", "ray", "ray"), ("hydra/sweeper=optuna", "optuna", "optuna")]
+)
+def test_an_extra_that_cannot_be_imported_is_named(
+    word: str, module: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block(module, tmp_path, monkeypatch)
+    done = metarun("-m", word, "seed=0,1", *SINUSOID, f"outputs={tmp_path / 'none'}")
+    assert done.status == 2
+    told = f"{module} cannot be imported (blocked); pip install 'metarun[{extra}]'"
+    assert done.said[-1] == f"metarun: {word}: needs {module}, but {told}"
 
 
 def test_a_folder_of_its_name_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,9 +87,9 @@ class Search(Sweep):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Checks that Optuna is there, then as any sweeper."""
-        from metarun.sweeps.launcher import needs
+        from metarun.sweeps.launcher import imported
 
-        needs("optuna", "hydra/sweeper=optuna", "optuna")
+        imported("optuna", "hydra/sweeper=optuna", "optuna")
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:

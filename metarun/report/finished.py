@@ -50,6 +50,7 @@ from metarun.text import counted
 NOT_SWEPT = {"seed", "name", "outputs", "resume", "runs", "checkpoint", "recipe", *FREE}
 WITHIN = ("within_alphabet", "within_script")  # the keys of data sets that draw all ways of a task from one group
 Count = int | tuple[int, ...]  # a number, or the two ends of a range
+PNG = b"\x89PNG\r\n\x1a\n"  # how such a file begins
 IMAGES = {"ways": 0, "shots": 0, "queries": 0}  # in place of the test task, where images are classified and no episodes
 
 
@@ -291,6 +292,15 @@ class FinishedRun:
             return values if values.ndim == 1 else None
         except (UserError, IndexError):
             return None
+
+    def task_picture(self) -> bytes | None:
+        """The PNG of the first test task with what was predicted of it; None where the run has none."""
+        path = self.folder / contents.task_file(self.tested_on if self.one_of_many else "")
+        try:
+            found = path.read_bytes() if has_file(self.folder, path.name) else b""
+        except OSError:
+            return None
+        return found if found.startswith(PNG) else None
 
     def curve(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The recorded steps and values of the first of `names` that `metrics.jsonl` has, both `[n]`, finite ones only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import sys
 import time
@@ -27,6 +28,7 @@ from metarun.templates import template
 from metarun.text import counted, printable, shell_path
 
 NAMED = 10  # unfinished runs that the terminal names
+PICTURES = 8  # of test tasks
 
 
 class Composed(NamedTuple):
@@ -178,6 +180,7 @@ def _html(
         files=["table.csv", "table.md", "table.tex"],
         explained=tables.explained(every).items(),
         drawings=drawings,
+        pictures=_pictures(sections),
         runs=[
             _run(run, row.label, section, to) for section in sections for row in section.rows for run in row.group.runs
         ],
@@ -185,6 +188,17 @@ def _html(
         problems=collection.problems,
         **_commands(collection.folders),
     )
+
+
+def _pictures(sections: Sequence[Section]) -> list[dict[str, str]]:
+    """The first test task of the best groups, with what their runs of the first seed predicted of it."""
+    found = []
+    for section in sections:
+        for row in section.rows[:PICTURES]:
+            if png := row.group.runs[0].task_picture():
+                address = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+                found.append({"address": address, "caption": f"{section.title}: {row.label}"})
+    return found[:PICTURES]
 
 
 def _commands(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:

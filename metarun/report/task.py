@@ -1,4 +1,4 @@
-"""A picture of a test task with what was predicted, for TensorBoard."""
+"""A picture of a test task with what was predicted, for TensorBoard and a report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from metarun.core import Episodes
 
 CELL, FRAME, LEFT = 44, 3, 20  # pixels of an image with its frame, of the frame, and of a row's number
 SHOWN = 10  # images of a set in a row
-RIGHT, WRONG, BEFORE, AFTER = (34, 139, 34), (200, 30, 30), (150, 150, 150), (26, 99, 184)
+RIGHT, WRONG, BEFORE, AFTER, BLACK = (34, 139, 34), (200, 30, 30), (150, 150, 150), (26, 99, 184), (0, 0, 0)
 WIDTH, HEIGHT = 480, 320
 
 
@@ -43,7 +43,7 @@ def _images(task: Episodes, predicted: np.ndarray) -> bytes:
     right = gap + max(len(own) for _, own in rows) * CELL
     caption = [
         "A row a class: its support images, then its queries.",
-        f"Green: predicted rightly ({int((predicted == query_y).sum())} of {len(query_y)}).",
+        f"Green: predicted rightly ({int((predicted == query_y).sum())} of all {len(query_y)}).",
         "Red: wrongly, with the row that was predicted.",
     ]
     picture = Image.new("RGB", (max(right + FRAME, 330), task.ways * CELL + 16 * len(caption) + 8), "white")
@@ -89,10 +89,12 @@ def _function(task: Episodes, before: Tensor, after: Tensor) -> bytes:
     caption = [
         "Dots: the support set. Black: the truth.",
         f"Blue: predicted{'' if same else ' after adaptation. Grey: before it'}.",
+        f"x from {low[0]:.3g} to {low[0] + span[0]:.3g}, y from {low[1]:.3g} to {low[1] + span[1]:.3g}.",
     ]
     picture = Image.new("RGB", (WIDTH, HEIGHT + 16 * len(caption) + 8), "white")
     draw = ImageDraw.Draw(picture)
-    for curve, colour in zip(curves, ("black", BEFORE, AFTER), strict=True):
+    colours: list[tuple[int, int, int]] = [BLACK, BEFORE, AFTER]
+    for curve, colour in zip(curves, colours, strict=True):
         finite = curve[np.isfinite(curve).all(1)]
         draw.line([place(point) for point in finite], fill=colour, width=2)
     for point in known:

@@ -11,6 +11,7 @@ LAST = "last.pt"  # the whole state of a training, to go on from
 BEST = "best.pt"  # the selected weights
 CLOCK = "clock.txt"  # the second of each step of a training with a budget of seconds
 SCORES = "test_scores.npz"
+TASK = "test_task.png"  # the first test task, with what was predicted of it
 CLASSIFIER = "classifier.pt"  # what learned a target
 PREDICTIONS = "predictions.csv"
 PAGE = "index.html"
@@ -28,5 +29,14 @@ DEPENDS_ON = "content.json"  # all that its weights depend on
 
 def scores_file(name: str) -> str:
     """The file with the score of every test episode, of one data set of several, or of the only one, which has no name."""
-    stem, _, ending = SCORES.partition(".")
-    return f"{stem}-{name}.{ending}" if name else SCORES
+    return _of_set(SCORES, name)
+
+
+def task_file(name: str) -> str:
+    """The file with the picture of a test task, of one data set of several, or of the only one, which has no name."""
+    return _of_set(TASK, name)
+
+
+def _of_set(file: str, name: str) -> str:
+    stem, _, ending = file.partition(".")
+    return f"{stem}-{name}.{ending}" if name else file

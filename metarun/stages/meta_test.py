@@ -192,7 +192,7 @@ class MetaTest(Stage):
     @torch.no_grad()
     def _picture(self, run: Run, test: Test) -> None:
         """Shows the first test task and what was predicted of it, and where it is one function also before the inner steps."""
-        if run.logger.folder is None or self.views is not None:  # of another process; and views predict otherwise
+        if not run.hardware.world.main or self.views is not None:  # views predict otherwise
             return
         algorithm, hardware = run.algorithm, run.hardware
         with draws.untouched(hardware.device), evaluating(algorithm):
@@ -200,6 +200,7 @@ class MetaTest(Stage):
             with hardware.autocast():
                 before, after = algorithm.predict_after(task, [0, algorithm.test_steps])[[0, -1]]
         if png := task_picture(task, before, after):
+            files.save_bytes(run.folder / contents.task_file(test.name), png)
             run.logger.picture(test.key(result.TEST, "task"), png)
 
     def _conclude(self, run: Run, temperature: float | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def test_a_function_is_shown_before_and_after_adaptation() -> None:
     assert task_picture(wide, wide.query_y, wide.query_y) is None
 
 
-def test_a_run_leaves_the_picture_for_tensorboard(tmp_path: Path) -> None:
+def test_a_run_leaves_the_picture_for_tensorboard_and_a_report_shows_it(tmp_path: Path) -> None:
     words = [
         "algo=maml",
         "data=sinusoid",
@@ -50,3 +51,23 @@ def test_a_run_leaves_the_picture_for_tensorboard(tmp_path: Path) -> None:
     assert metarun(*words, f"outputs={tmp_path}").status == 0
     [events] = tmp_path.rglob("events.*.results")
     assert b"test/task" in events.read_bytes()
+    [picture] = tmp_path.rglob("test_task.png")
+    assert {BEFORE, AFTER} <= colours(picture.read_bytes())
+    report = ["recipe=report", f"runs={tmp_path}", f"outputs={tmp_path}/report"]
+    assert metarun(*report).status == 0
+    [page] = tmp_path.rglob("index.html")
+    assert base64.b64encode(picture.read_bytes()).decode() in page.read_text()
+    picture.write_bytes(b"<script>")  # what is no picture is not put on a page
+    assert metarun(*report).status == 0
+    assert "<img" not in page.read_text()
+
+
+def test_of_several_data_sets_each_has_a_picture(tmp_path: Path) -> None:
+    words = ["test.data=[a:glyphs,b:glyphs]", "backbone=mlp", "data.image_size=8", "train.steps=1", "train.validate_episodes=2",
+             "test.episodes=2"]  # fmt: skip
+    assert metarun(*words, f"outputs={tmp_path}").status == 0
+    assert {path.name for path in tmp_path.rglob("*.png")} == {"test_task-a.png", "test_task-b.png"}
+    report = metarun("recipe=report", f"runs={tmp_path}", f"outputs={tmp_path}/report")
+    assert report.status == 0
+    [page] = tmp_path.rglob("index.html")
+    assert page.read_text().count("data:image/png") == 2

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 from helpers import compose
+from omegaconf import OmegaConf
 from shell import SINUSOID, make_images, metarun
 
+from metarun.config.types import FilePath
 from metarun.engine.distributed import World
 from metarun.errors import UserError
+from metarun.runs.building import check_there
 from metarun.runs.continuation import refuse_unread
 from metarun.stages import TargetTest, Train, Transfer
 
@@ -122,6 +125,19 @@ def test_what_is_not_there_is_told_before_a_table_is_built(
     assert missing in done.err
     assert len(done.said) == 1
     assert not list(tmp_path.iterdir())
+
+
+class Downloading:
+    """A data set of a user's own, which makes the folder that it is given."""
+
+    def __init__(self, *, root: FilePath) -> None: ...
+
+
+def test_a_folder_that_a_class_of_the_users_makes_need_not_be_there(tmp_path: Path) -> None:
+    root = str(tmp_path / "nowhere")
+    check_there("data", OmegaConf.create({"_target_": f"{__name__}.Downloading", "root": root}))
+    with pytest.raises(UserError, match="there is no file or folder"):
+        check_there("data", OmegaConf.create({"_target_": "metarun.data.folder.Folder", "root": root}))
 
 
 @pytest.mark.parametrize("word", ["train.max_seconds=0", "encoder=tfidf"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import typing
 from collections.abc import Collection, Iterator
@@ -63,7 +64,8 @@ def construct(node: DictConfig, path: str, **given: Any) -> Any:
         if lacking := no_memory(error):
             raise UserError(f"{path}: {lacking}; smaller sizes in {path}.* take less") from error
         name = re.search(r"unexpected keyword argument '(\w+)'", str(error)) if isinstance(error, TypeError) else None
-        if name and name[1] in node:  # of a class whose `**settings` no check knows
+        taken: Collection[str] = inspect.signature(build.func).parameters if name and build else {}
+        if name and name[1] in node and name[1] not in taken:  # of a class whose `**settings` no check knows
             raise UserError(f"{path}.{name[1]}: {node._target_} has no such setting") from error
         # torch's optimisers index and compare what they are given before they look at it.
         if not isinstance(error, HydraException | ValueError) and not _of_torch(getattr(build, "func", None)):

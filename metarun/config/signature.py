@@ -118,7 +118,11 @@ def _signature(module: str, name: str, follow: int) -> Signature | None:
 
 
 def _inherited(block: ast.ClassDef, source: str, module: str, follow: int) -> Signature | None:
-    """The constructor of the first base class that has parameters; None where no source tells of one."""
+    """The constructor of the first base class that has parameters; None where no source tells of one.
+
+    Where several base classes have constructors, each may hand keywords on to the next, and it takes any.
+    """
+    found = list[Signature]()
     for base in block.bases:
         inherited = None
         if isinstance(base, ast.Name):
@@ -127,21 +131,24 @@ def _inherited(block: ast.ClassDef, source: str, module: str, follow: int) -> Si
             path = ast.unparse(base).split(".")
             above = _imported(source, module).get(path[0])
             inherited = above and _signature(".".join([*filter(None, above), *path[1:-1]]), path[-1], follow - 1)
-        if inherited and inherited.parameters:
-            return inherited
-    return None
+        if inherited and (inherited.parameters or inherited.takes_any):
+            found.append(inherited)
+    first = next((one for one in found if one.parameters), found[0] if found else None)
+    return replace(first, takes_any=True) if first and len(found) > 1 else first
 
 
 def _handed_on(constructor: ast.FunctionDef) -> ast.Call | None:
-    """The call `super().__init__(..., **settings)` by which a constructor hands on its `**settings`; None without one."""
+    """The call `super().__init__(..., **settings)` by which a constructor hands on its `**settings`; None without one.
+
+    Settings that it looks at, takes out or adds to elsewhere, or hands on beside others, are not the base class's alone.
+    """
     rest = constructor.args.kwarg
+    uses = [one for one in ast.walk(constructor) if isinstance(one, ast.Name) and rest and one.id == rest.arg]
     for call in ast.walk(constructor):
-        if (
-            isinstance(call, ast.Call)
-            and ast.unparse(call.func) == "super().__init__"
-            and any(rest and one.arg is None and ast.unparse(one.value) == rest.arg for one in call.keywords)
-        ):
-            return call
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "super().__init__":
+            unpacked = [one.value for one in call.keywords if one.arg is None]
+            if len(uses) == 1 and unpacked == uses:
+                return call
     return None
 
 

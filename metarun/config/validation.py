@@ -234,7 +234,11 @@ def check_target(node: DictConfig, path: str, given: Given, nested: bool = False
         raise UserError(
             f"{path}._target_={target}: does not say what settings it has, so a config cannot build it"
         ) from error
-    defaults = {name: parameter.default for name, parameter in signature.parameters.items()}
+    defaults = {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if parameter.kind is not parameter.VAR_POSITIONAL
+    }
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     if anything and (found := signatures.read(target)) and not found.takes_any:  # they are a base class's
         anything, defaults = False, {one.name: one.default for one in found.parameters}

@@ -64,7 +64,7 @@ def labelled_files(
         part = part_of(path.stem) if len(tables) > 1 else ""
         if len(tables) > 1 and not part:
             raise UserError(f"{key}: of several tables each must be called train, val or test, and {path.name} is not")
-        for number, (file, label, own) in rows_of(path, key, columns):
+        for number, (file, label, own) in rows_of(path, key, columns, alone=len(tables) == 1):
             where = f"{key}: {path}, line {number}"
             image = images.find(file, path, where)
             if image in homes:
@@ -92,7 +92,9 @@ def _find(root: Path, table: str, key: str) -> Path:
     )
 
 
-def rows_of(path: Path, key: str, columns: Columns | None = None) -> list[tuple[int, tuple[str, str, str]]]:
+def rows_of(
+    path: Path, key: str, columns: Columns | None = None, *, alone: bool = False
+) -> list[tuple[int, tuple[str, str, str]]]:
     """Reads a table of labels.
 
     A table may also have a column of zeros and ones for each class, as competitions publish them; the column with the one is then
@@ -102,6 +104,7 @@ def rows_of(path: Path, key: str, columns: Columns | None = None) -> list[tuple[
         path: The table.
         key: What errors are about.
         columns: The columns that settings named; None where the caller has no such settings.
+        alone: Whether no other table is beside it, so that it may be divided by a column of any name. Of several each is a part.
 
     Returns:
         The number of each line, and its file, label and part; the part is empty where no column names it.
@@ -115,7 +118,7 @@ def rows_of(path: Path, key: str, columns: Columns | None = None) -> list[tuple[
     table = _Header(names, path, key, columns)
     named = {composed(name).lower() for name in columns or () if name}  # a part of the body may be the label
     part = next((table.lower.index(name) for name in PART_COLUMNS if name in table.lower and name not in named), None)
-    if part is None:
+    if part is None and alone:
         others = {*FILE_COLUMNS, *LABEL_COLUMNS, *named}
         dividing = (
             number

@@ -162,10 +162,13 @@ def data_nodes(config: DictConfig, built: Sequence[Stage]) -> dict[str, DictConf
 def check_there(key: str, node: DictConfig) -> None:
     """Checks that the files and folders are there that a data set cannot be without; those with a default may be downloaded.
 
+    A class of the user's own may make them itself.
+
     Raises:
         UserError: One is not there.
     """
-    signature = signature_of(str(node.get("_target_")))
+    target = str(node.get("_target_"))
+    signature = signature_of(target) if target.startswith("metarun.") else None
     for one in signature.settings if signature else ():
         how = reading(one.hint)
         value = node.get(one.name)

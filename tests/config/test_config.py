@@ -244,6 +244,55 @@ class Open(MAML):
     def __init__(self, backbone, spec, **settings):
         super().__init__(backbone, spec)
         self.settings = settings
+
+
+class Popping(MAML):
+    def __init__(self, backbone, spec, **settings):
+        self.width = settings.pop("width", 2)
+        settings.setdefault("inner_steps", 7)
+        super().__init__(backbone, spec, **settings)
+
+
+class Beside(MAML):
+    def __init__(self, backbone, spec, **settings):
+        super().__init__(backbone, spec, **{"first_order": True}, **settings)
+
+
+class Heir(Open):
+    pass
+
+
+class Anything:
+    def __init__(self, *args, **settings):
+        self.settings = settings
+
+
+class HeirOfAnything(Anything):
+    pass
+
+
+class Left(MAML):
+    def __init__(self, *args, left=1, **others):
+        super().__init__(*args, **others)
+
+
+class Right(MAML):
+    def __init__(self, *args, right=1, **others):
+        super().__init__(*args, **others)
+
+
+class Both(Left, Right):
+    pass
+
+
+class Closed(MAML):
+    def __init__(self, *args, height=3):
+        super().__init__(*args)
+
+
+class Mistaken(MAML):
+    def __init__(self, *args, height=3):
+        super().__init__(*args, height=height)
 '''
 
 
@@ -291,8 +340,33 @@ def test_settings_that_a_class_hands_on_are_checked(handing_on: str, setting: st
         schema.check(compose(f"algo._target_={handing_on}.Wider", f"+algo.{setting}"))
 
 
-def test_settings_that_go_elsewhere_are_not_guessed(handing_on: str) -> None:
-    schema.check(compose(f"algo._target_={handing_on}.Open", "+algo.anything=3"))
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("Open", "anything=3"),
+        ("Popping", "width=3"),
+        ("Beside", "inner_steps=3"),
+        ("Heir", "anything=3"),
+        ("HeirOfAnything", "anything=3"),
+        ("Both", "right=3"),
+        ("Closed", "height=4"),
+    ],
+)
+def test_settings_that_go_elsewhere_are_not_guessed(handing_on: str, name: str, setting: str) -> None:
+    schema.check(compose(f"algo._target_={handing_on}.{name}", f"+algo.{setting}"))
+
+
+@pytest.mark.parametrize("name", ["Popping", "Beside"])
+def test_a_class_that_changes_what_it_hands_on_keeps_its_own_defaults(handing_on: str, name: str) -> None:
+    signature = read(f"{handing_on}.{name}")
+    assert signature is not None
+    assert signature.settings == ()
+
+
+def test_a_setting_that_a_class_has_and_hands_on_wrongly_is_the_fault_of_the_class(handing_on: str) -> None:
+    node = OmegaConf.create({"_target_": f"{handing_on}.Mistaken", "height": 3})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'height'"):
+        schema.construct(node, "algo")
 
 
 def refusing(**settings: Any) -> Any:

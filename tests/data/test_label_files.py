@@ -359,6 +359,21 @@ def test_a_column_that_names_a_part_in_each_row_divides_whatever_it_is_called(tm
     assert {*Folder(root=str(root), labels="all.csv", image_size=8).table.groups} == {""}
 
 
+def test_of_several_tables_each_stays_the_part_that_it_is_called(tmp_path: Path) -> None:
+    """A column says of where an image was before."""
+    root = competition(tmp_path / "images", classes=2, per_class=4)
+    origins = ["train", "test", "train", "test"]
+    write(
+        root / "train.csv",
+        "file,label,origin",
+        [(*row, origin) for row, origin in zip(rows(2, 2), origins, strict=True)],
+    )
+    write(root / "val.csv", "file,label,origin", [(*row, "train") for row in rows(2, 4)[4:]])
+    assert [(entry.part, len(entry.paths)) for entry in by_labels(root, ["train.csv", "val.csv"])] == [
+        ("train", 2), ("train", 2), ("val", 2), ("val", 2)
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

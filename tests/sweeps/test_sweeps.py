@@ -761,8 +761,8 @@ def test_a_list_of_test_sets_takes_no_sweep_over_data_away(tmp_path: Path) -> No
 def test_ranges_stand_beside_paths_that_hydra_cannot_read(
     swept: list[str], root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local.Local, "here", False)  # nobody looks for these paths
     """Such a path has the config composed for its type, in which what is swept has its first value."""
+    monkeypatch.setattr(local.Local, "here", False)  # nobody looks for these paths
     listed = metarun("-m", *swept, "data=folder", f"data.root={root}", f"outputs={tmp_path}", "--dry-run")
     assert listed.status == 0, listed.err
     assert "2 jobs: " in listed.out

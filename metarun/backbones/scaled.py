@@ -18,7 +18,7 @@ class ScaledBackbone(Backbone):
         self.frozen, self.rate = frozen.requires_grad_(False), rate
         self.features, self.widths, self.norm = frozen.features, frozen.widths, frozen.norm
         self.channels_last, self.pretrained = frozen.channels_last, frozen.pretrained
-        self.saw = frozen.saw
+        self.name, self.saw = getattr(frozen, "name", type(frozen).__name__), frozen.saw
         self.reads_texts, self.vectorizable, self.draws = frozen.reads_texts, frozen.vectorizable, frozen.draws
         self.phi = nn.ParameterDict()
         for name, value in frozen.named_parameters():

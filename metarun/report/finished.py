@@ -294,7 +294,9 @@ class FinishedRun:
             return None
 
     def task_picture(self) -> bytes | None:
-        """The PNG of the first test task with what was predicted of it; None where the run has none."""
+        """The PNG of the first test task with what was predicted of it; None where the run has none, and where a target is tested."""
+        if self.tested == TARGET:
+            return None
         path = self.folder / contents.task_file(self.tested_on if self.one_of_many else "")
         try:
             found = path.read_bytes() if has_file(self.folder, path.name) else b""

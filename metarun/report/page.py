@@ -192,13 +192,13 @@ def _html(
 
 def _pictures(sections: Sequence[Section]) -> list[dict[str, str]]:
     """The first test task of the best groups, with what their runs of the first seed predicted of it."""
-    found = []
+    found: list[dict[str, str]] = []
     for section in sections:
-        for row in section.rows[:PICTURES]:
-            if png := row.group.runs[0].task_picture():
+        for row in section.rows:
+            if len(found) < PICTURES and (png := row.group.runs[0].task_picture()):
                 address = f"data:image/png;base64,{base64.b64encode(png).decode()}"
                 found.append({"address": address, "caption": f"{section.title}: {row.label}"})
-    return found[:PICTURES]
+    return found
 
 
 def _commands(runs: Sequence[FinishedRun]) -> dict[str, list[Any]]:

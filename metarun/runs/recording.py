@@ -69,7 +69,9 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
     tested = [run.target.source] if run.target else list(run.tests.values()) or [run.data]
     if told := saw_of(tested, None if run.target else "test"):
         found["encoder"] = told
-    library = next((one.library for one in run.learner.origins if one.library and one.key != "encoder.from"), None)
+    # Of the network itself: not of what encoded its items, or made its training tasks.
+    brought = [one for one in run.learner.origins if one.key in ("backbone", "backbone.from", "checkpoint")]
+    library = next((one.library for one in brought if one.library), None)
     if library:
         found["backbone"] = {**library, "saw_these_classes": library_saw(library["saw"], tested)}
     if run.config.recipe.source:

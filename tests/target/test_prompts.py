@@ -124,6 +124,7 @@ def test_backbones_that_were_scaled_and_shifted_before(kind: str, backbone: Back
     """They go on as a plain backbone of the same weights would."""
     scaled = MTL(backbone, Spec(SHAPE, "classification", 5)).backbone
     assert isinstance(scaled, ScaledBackbone)
+    assert scaled.name == type(backbone).__name__  # by which a result says what its weights saw
     for value in scaled.phi.values():
         nn.init.normal_(value)
     plain = copy.deepcopy(backbone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -417,6 +418,13 @@ def test_a_run_says_which_labels_made_what_it_began_with(tmp_path: Path) -> None
     none = "none of the training images; none selects the weights"
     assert metarun(f"outputs={tmp_path / 'labels'}", *SMALL).status == 0
     labels = run_folder(tmp_path / "labels")
+    made = result(labels)
+    made["protocol"]["backbone"] = {
+        "name": "net",
+        "saw": "imagenet",
+        "saw_these_classes": "no",
+    }  # as if a library's weights had been trained on
+    (labels / "result.json").write_text(json.dumps(made))
     few = ["unsupervised=cactus", "unsupervised.partitions=1", "unsupervised.clusters=40"]
     started = ["unsupervised=umtra", f"backbone.from={labels}"]
     for name, words, saying in (
@@ -427,6 +435,8 @@ def test_a_run_says_which_labels_made_what_it_began_with(tmp_path: Path) -> None
         folder = run_folder(tmp_path / name)
         told = result(folder)["protocol"]["labels_read"]
         assert told == f"{none}; {saying}"
+        # What embeds the images is no part of the network.
+        assert result(folder)["protocol"].get("backbone", {}).get("name") == ("net" if name == "started" else None)
     on = ["unsupervised=umtra", f"backbone.from={folder}"]
     assert metarun(*on, f"outputs={tmp_path / 'on'}", *SMALL).status == 0
     assert result(run_folder(tmp_path / "on"))["protocol"]["labels_read"] == told

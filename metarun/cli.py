@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from metarun import __version__
 from metarun.config.folder import CONF
 from metarun.config.overrides import quoted
-from metarun.errors import Diverged, Incomplete, JobsFailed, Pruned, UserError
+from metarun.errors import Diverged, Incomplete, JobsFailed, MadeOtherwise, Pruned, UserError
 from metarun.runs.result import SCORE
 from metarun.shell.arguments import folder_of_configs, for_hydra, overrides_of, parsed
 from metarun.shell.messages import MENDABLE, one_line, raised_by_hydra
@@ -244,6 +244,7 @@ def _outcome_of(words: list[str]) -> Outcome:
         if _shows_tracebacks() or foreign:
             raise
         if isinstance(error, Refused):
-            return Outcome(2, str(error), own_error=isinstance(error.__cause__, Diverged))
+            cause = error.__cause__
+            return Outcome(2, str(error), isinstance(cause, Diverged), isinstance(cause, MadeOtherwise))
         return Outcome(2, one_line(error))
     return Outcome()

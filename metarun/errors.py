@@ -20,6 +20,10 @@ class Diverged(UserError):
     """Numbers are not finite any more, as they will be wherever the same words are carried out."""
 
 
+class MadeOtherwise(UserError):
+    """A run's folder was made with another config, other data or other weights, as it still will be when the command comes again."""
+
+
 class JobRefused(UserError):
     """A job of a sweep that cannot be run as it is.
 

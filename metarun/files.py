@@ -52,7 +52,12 @@ def make_folder(folder: Path) -> None:
 
 
 def typed_path(text: str | os.PathLike[str]) -> Path:
-    """A path with `~` expanded; one that begins with `~` and with no user's name is the name of a file."""
+    """A path with `~` expanded, or that of a file URL; one that begins with `~` and with no user's name is the name of a file."""
+    text = os.fspath(text)
+    if text.startswith(("file:///", "file://localhost/")):
+        from urllib.request import url2pathname  # here: it takes long to import, and nearly nobody types such an URL
+
+        return Path(url2pathname(text.removeprefix("file://").removeprefix("localhost")))
     return Path(os.path.expanduser(text))
 
 

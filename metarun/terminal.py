@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from typing import Any, NoReturn
@@ -14,6 +15,15 @@ PIPED = 120  # columns of what goes to a file or another program
 NARROW = 60  # columns below which a table would lose its numbers, and is told line by line
 
 
+def columns_given() -> int | None:
+    """The columns of the terminal, or those that COLUMNS asks for; None where the output is read otherwise."""
+    # Rich would believe COLUMNS=0, which some shells set, and show nothing.
+    asked = os.environ.get("COLUMNS", "")
+    if sys.stdout.isatty():
+        return shutil.get_terminal_size().columns
+    return int(asked) or None if asked.isdecimal() else None
+
+
 class Terminal(Console):
     """Standard output, as wide as it is; where nobody reads on, the error that any other output meets.
 
@@ -24,9 +34,7 @@ class Terminal(Console):
     """
 
     def __init__(self, width: int | None = None) -> None:
-        # Rich would believe COLUMNS=0, which some shells set, and show nothing.
-        own = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPED
-        super().__init__(width=width or own, markup=False, emoji=False)
+        super().__init__(width=width or columns_given() or PIPED, markup=False, emoji=False)
 
     def on_broken_pipe(self) -> NoReturn:
         """Raises `BrokenPipeError`, of which rich would make exit status 1."""
@@ -42,11 +50,11 @@ class Terminal(Console):
         if whole:
             self.width = max(self.width, Terminal(1000).measure(table).maximum)
         elif self.width < NARROW:
-            self._tell(table)
+            self.tell(table)
             return
         self.print(table)
 
-    def _tell(self, table: Table) -> None:
+    def tell(self, table: Table) -> None:
         """Prints a table without its columns: a paragraph for each row."""
         headings = [_words(column.header) for column in table.columns]
         paragraphs = [

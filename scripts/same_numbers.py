@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 # The last words of keys whose values an hour or a machine decides, or the folder that a tree lies in.
 NOT_COMPARED = {
     "seconds",
+    "items_per_second",
     "tasks_per_second",
     "bytes",  # of an exported network, which holds the paths of its sources
     "ms_an_image",

@@ -32,11 +32,12 @@ from metarun import cli, files, progress
 from metarun.engine import distributed
 from metarun.engine.interruption import Signals
 from metarun.errors import UserError
+from metarun.report import listing
 from metarun.runs import logger as logger_module
 from metarun.runs.logger import RunLogger
 from metarun.sweeps import jobs, local
 from metarun.system import launched, platform
-from metarun.terminal import Terminal
+from metarun.terminal import PIPED, Terminal
 from metarun.text import bytes_text, counted, duration, listed, outlasting
 
 LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"}
@@ -130,6 +131,23 @@ def test_a_terminal_of_any_width_shows_every_number(monkeypatch: pytest.MonkeyPa
         "5-way 1-shot", "", "test", "accuracy 52.12%", "95% interval ± 3.04%", "episodes 1000", "", "untrained", "accuracy 20.00%", "",
         "a caption of more", "than twenty columns", "", "",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("columns", "width"), [("80", 80), ("0", PIPED), ("wide", PIPED), ("", PIPED)])
+def test_what_is_piped_has_the_width_that_is_asked_for(
+    columns: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert Terminal().width == width
+
+
+def test_the_listing_of_runs_fits_the_width_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    listing.show([listing.Entry(Path("x"), "glyphs-protonet", "train.steps=5 " * 9, "98.21% ± 0.30%", "finished", 0.0)])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def _piped(tmp_path: Path, **streams: Any) -> tuple[int, str]:

@@ -23,7 +23,7 @@ from metarun.backbones.vit import LayerNorm
 from metarun.backbones.weights import load_tensors, read_tensors
 from metarun.config.types import NameOrPath, NormKind
 from metarun.core import ActivationHook, Backbone
-from metarun.data.tokens import PADDING, model_folder, refuse_other_pieces
+from metarun.data.tokens import PADDING, library, model_folder, refuse_other_pieces
 from metarun.errors import UserError
 from metarun.ops.numerics import precise
 from metarun.ops.tasks import vectorized
@@ -117,6 +117,7 @@ class MiniLM(Backbone):
     @classmethod
     def check_installed(cls, settings: Mapping[str, object]) -> None:
         weights = settings.get("weights", "pretrained")
+        library(KEY)
         if weights is not None:
             model_folder(str(weights), KEY)
         if weights not in (None, "pretrained"):
@@ -149,7 +150,7 @@ def load_published(network: MiniLM, weights: str, setting: str) -> None:
         UserError: They are not there, cannot be read, or do not fit.
     """
     key = f"{setting}={weights}"
-    tensors = read_tensors(model_folder(weights, setting) / "model.safetensors", key)
+    tensors = read_tensors(model_folder(weights, setting) / "model.safetensors", key, extra="text")
     load_tensors(network, renamed(tensors), key, ("pooler", "embeddings"))
 
 

@@ -36,7 +36,7 @@ OBJECT = r"(?:GLOBAL |but got <class ')([\w.]{1,80})"  # in torch's message on a
 log = logging.getLogger("metarun")
 
 
-def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
+def read_tensors(path: Path, key: str, extra: str = "timm") -> dict[str, Tensor]:
     """The tensors of a file of safetensors, or of what `torch.save` wrote of a `state_dict`, by name, on the CPU.
 
     Which of both a file is its content says, not its name. What dicts within dicts hold gets the names of these before its own:
@@ -45,6 +45,7 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
     Args:
         path: The file.
         key: What errors are about.
+        extra: What of metarun brings the library that reads safetensors.
 
     Raises:
         UserError: The file cannot be read, is a TorchScript program, or holds no tensor by name.
@@ -65,7 +66,7 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
             with torch.serialization.safe_globals(PLAIN), open(path, "rb") as file:
                 state = torch.load(file, map_location="cpu", weights_only=True)
     except ImportError as error:
-        raise UserError(f"{key}: {not_imported('safetensors', error)}: pip install 'metarun[timm]'") from error
+        raise UserError(f"{key}: {not_imported('safetensors', error)}: pip install 'metarun[{extra}]'") from error
     except Exception as error:
         if isinstance(error, pickle.UnpicklingError) and (found := re.search(OBJECT, str(error))):
             raise UserError(

@@ -35,6 +35,12 @@ def task_of(config: DictConfig, split: str) -> Any:
     return TaskShape(**{name: value for name, value in found.items() if value is not None})
 
 
+def check_chosen(node: DictConfig | None, path: str) -> None:
+    """Raises `UserError` for a node of the config, at the dotted key `path`, that names no class."""
+    if not node or "_target_" not in node:
+        raise UserError(f"{path}: has no _target_ (the class that it configures); {chosen_by(path)}")
+
+
 def construct(node: DictConfig, path: str, **given: Any) -> Any:
     """Builds what `node._target_` names from the node's values and from `given`.
 
@@ -46,8 +52,7 @@ def construct(node: DictConfig, path: str, **given: Any) -> Any:
     Raises:
         UserError: A value is of another type, is out of range, or is refused by the constructor.
     """
-    if not node or "_target_" not in node:
-        raise UserError(f"{path}: has no _target_ (the class that it configures); {chosen_by(path)}")
+    check_chosen(node, path)
     build: Any = None
     try:
         build = instantiate(node, _partial_=True, _recursive_=False, _convert_="all")

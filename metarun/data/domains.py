@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
-from metarun.config import Node
+from metarun.config import Node, keyed
 from metarun.config.ranges import shown
 from metarun.config.types import Example, Len, PositiveFloat, PositiveInt
 from metarun.core import Episodes, MixedEpisodes, TaskShape, together
@@ -144,10 +144,12 @@ class Domains(DataSource):
         return np.searchsorted(inner, points, side="right")
 
     def sampler(self, split: Split, task: TaskShape, seed: int, device: torch.device) -> EpisodeSampler:
-        samplers = [
-            named(f"data: {name}", functools.partial(source.sampler, split, task, seed, device))
-            for name, source in self.sets.items()
-        ]
+
+        def own(name: str, source: TableSource) -> EpisodeSampler:
+            with keyed(f"data.sets.{name}", ["ratios"]):
+                return source.sampler(split, task, seed, device)
+
+        samplers = [named(f"data: {name}", functools.partial(own, name, one)) for name, one in self.sets.items()]
 
         def episodes(start: int, stop: int) -> Episodes | MixedEpisodes:
             numbered = enumerate(self.domains(seed, split, start, stop), start)

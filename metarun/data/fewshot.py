@@ -200,12 +200,24 @@ class FewShot(ImageSource):
 
 
 def _find(dataset: str, folder: Path) -> tuple[Layout, dict[Split, list[Path]]]:
-    release = RELEASES[dataset]
+    release, lacking = RELEASES[dataset], None
     for top in tops(folder):
         for layout in release.layouts:
             if files := layout.find(top):
                 return layout, files
-    raise UserError(f"data {dataset}: its files are not all in {folder}; put there {release.files}")
+            lacking = lacking or layout.lacking(top)
+    there = f"data {dataset}: its files are not all in {folder}"
+    if lacking is not None:
+        raise UserError(f"{there}; beside those that are there only {lacking} is missing")
+    lists = (
+        "lists train.csv, val.csv and test.csv (or .txt) beside the images, or class folders below train, val and test"
+    )
+    forms = [release.files, *([lists] if any(layout.lists for layout in release.layouts) else [])]
+    hdf5s = (layout.patterns for layout in release.layouts if layout.read is hdf5)
+    forms += [
+        f"torchmeta's {' and '.join(patterns).format('train', 'train')}, likewise val and test" for patterns in hdf5s
+    ]
+    raise UserError(f"{there}; put there {'; or '.join(forms)}")
 
 
 def _pixels(pictures: Pictures, size: int, channels: int, where: str) -> np.ndarray:

@@ -67,6 +67,19 @@ class Layout(NamedTuple):
                 return {split: [path for paths in lists for path in paths] for split, lists in found.items()}
         return None
 
+    def lacking(self, root: Path) -> Path | None:
+        """The one file or folder of a split that is missing, where all others are there; None where more are, or none is a split's."""
+        for folder in self.folders:
+            found = {
+                root / folder / pattern.format(part): any((root / folder).glob(pattern.format(part)))
+                for pattern in self.patterns
+                for part in PARTS.values()
+            }
+            missing = [path for path, there in found.items() if not there]
+            if len(missing) == 1 and len(found) > len(self.patterns):
+                return missing[0].with_name(missing[0].name.replace("*", ""))
+        return None
+
 
 def _text(path: Path, name: str) -> str:
     try:

@@ -23,7 +23,7 @@ from metarun.data.text_rows import decoded, shortened
 from metarun.data.tokens import LENGTH, model_folder, tokenize
 from metarun.errors import UserError
 from metarun.files import typed_path
-from metarun.text import counted, lines_of, printable
+from metarun.text import counted, lines_of, printable, shell_path
 
 RANK = {"": 0, "train": 0, "val": 1, "test": 2}  # of two equal texts the one for the later purpose is kept
 
@@ -308,6 +308,8 @@ class Text(TextSource):
                 **({"unread": len(found.unread)} if found.unread else {}),
             },
         )
+        if {text_column, label_column, group_column, encoding} == {None}:  # with one of them there are more words to it
+            self.as_target = f"target=text target.data.root={shell_path(root)}"
 
 
 def _refuse_same_names(names: Iterable[tuple[str, str]]) -> None:

@@ -45,14 +45,19 @@ def model_folder(weights: str, key: str) -> Path:
     return folder
 
 
-@functools.cache
-def _tokenizer(folder: Path, key: str) -> Any:
+def library(key: str) -> Any:
+    """The library of tokenizers; raises `UserError`, about `key`, where it cannot be imported."""
     try:
-        library = importlib.import_module("tokenizers")
+        return importlib.import_module("tokenizers")
     except ImportError as error:
         raise UserError(f"{key}: {not_imported('tokenizers', error)}: pip install 'metarun[text]'") from error
+
+
+@functools.cache
+def _tokenizer(folder: Path, key: str) -> Any:
+    tokenizers = library(key)
     try:
-        tokenizer = library.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the library raises Exception itself
         raise UserError(f"{key}: {folder / 'tokenizer.json'} cannot be read ({error})") from error
     tokenizer.no_padding()

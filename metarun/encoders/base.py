@@ -58,6 +58,18 @@ class Encoder(Checked, ABC):
     """
 
     configured_by = "encoder"
+
+    @classmethod
+    def check_installed(cls, settings: Mapping[str, Any]) -> None:
+        """Checks that the libraries and the weights which an encoder of these settings needs are installed.
+
+        Args:
+            settings: Its node of the config.
+
+        Raises:
+            UserError: One is not; it names the extra.
+        """
+
     item: ClassVar[Item]
     fitted: ClassVar[bool] = False
     features: int

@@ -14,7 +14,7 @@ from torch import Tensor
 from metarun.backbones.minilm import POSITIONS, SAW, WIDTH, MiniLM, load_published
 from metarun.config.types import NameOrPath
 from metarun.data.text_rows import shortened
-from metarun.data.tokens import LENGTH, PADDING, model_folder, tokenize
+from metarun.data.tokens import LENGTH, PADDING, library, model_folder, tokenize
 from metarun.encoders.base import Encoder
 from metarun.engine import checkpoint
 from metarun.errors import UserError
@@ -40,6 +40,11 @@ class MiniLMEncoder(Encoder):
 
     item = "text"
     features = WIDTH
+
+    @classmethod
+    def check_installed(cls, settings: Mapping[str, Any]) -> None:
+        library(KEY)
+        model_folder(str(settings.get("weights", "pretrained")), KEY)
 
     def __init__(self, *, weights: NameOrPath = "pretrained", length: Places = LENGTH) -> None:
         self.weights, self.length = weights, length

@@ -21,7 +21,7 @@ from metarun.engine.train_state import Clock, TrainState
 from metarun.errors import Diverged, Pruned
 from metarun.runs import contents, seen
 from metarun.runs.logger import RunLogger
-from metarun.runs.result import TASKS_PER_SECOND, TRAIN_SECONDS, TRAIN_STEPS
+from metarun.runs.result import ITEMS_PER_SECOND, TASKS_PER_SECOND, TRAIN_SECONDS, TRAIN_STEPS
 
 log = logging.getLogger("metarun")
 
@@ -76,6 +76,11 @@ class Training:
         self.clock = Clock(self.state, self.folder / contents.CLOCK if follows else None)
         self.started = self.saved_at = time.perf_counter()
         self.first_step = self.state.step
+
+    @property
+    def rate(self) -> str:
+        """The key of what it takes a second: tasks, or labelled items."""
+        return ITEMS_PER_SECOND if self.algorithm.trains_on == "batches" else TASKS_PER_SECOND
 
     def seconds_left(self) -> float | None:
         """Computes the seconds of training that its budget leaves; None where there is none."""
@@ -136,7 +141,7 @@ class Training:
         scalars = {f"train/{name}": value / state.summed for name, value in state.sums.items()}
         scalars["train/learning_rate"] = self.optimizer.param_groups[0]["lr"]
         elapsed = time.perf_counter() - self.started
-        scalars[TASKS_PER_SECOND] = (state.step - self.first_step) * tasks / elapsed
+        scalars[self.rate] = (state.step - self.first_step) * tasks / elapsed
         self.logger.scalars(state.step, scalars)
         state.sums, state.summed = {}, 0
 
@@ -250,7 +255,7 @@ def fit(
     return {
         TRAIN_STEPS: state.step,
         TRAIN_SECONDS: state.seconds,
-        TASKS_PER_SECOND: state.step * settings.tasks_per_step / state.seconds if state.seconds else 0.0,
+        training.rate: state.step * settings.tasks_per_step / state.seconds if state.seconds else 0.0,
     }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,9 +22,10 @@ from metarun.report.finished import words_of
 from metarun.report.text import main_number
 from metarun.runs import contents
 from metarun.runs.folder import UNNAMED, stored_config
-from metarun.terminal import Terminal
+from metarun.terminal import Terminal, columns_given
 from metarun.text import counted, printable, shell_path
 
+LEAST = 4  # columns of the column that may wrap, below which each run is told line by line
 UNREADABLE = "cannot be read"  # the state of a run that the system keeps from the reader
 
 
@@ -115,8 +114,8 @@ def _harm(error: Exception, path: Path) -> str:
 def show(lines: Sequence[Entry]) -> None:
     """Prints the table, the latest run last, and below it the folders by number, which may be longer than a line."""
     headings = ("", "name", "overridden", "result", "when", "state")
-    narrow = sys.stdout.isatty()
-    when = "%Y-%m-%d\n%H:%M" if narrow else "%Y-%m-%d %H:%M"
+    columns = columns_given()
+    when = "%Y-%m-%d\n%H:%M" if columns else "%Y-%m-%d %H:%M"
     rows = [
         (
             str(index),
@@ -129,7 +128,8 @@ def show(lines: Sequence[Entry]) -> None:
     table = Table(*headings, title=counted(len(lines), "run"), title_justify="left")
     for column in table.columns:
         column.overflow = "fold"
-    if narrow:  # one column may wrap, the others keep their words whole where they can
+    terminal, room = Terminal(), LEAST
+    if columns:  # one column may wrap, the others keep their words whole where they can
         widest = [
             max([len(part) for row in rows for part in row[at].split("\n")] + [len(headings[at])]) for at in range(6)
         ]
@@ -137,9 +137,13 @@ def show(lines: Sequence[Entry]) -> None:
         for at, column in enumerate(table.columns):
             column.width = min(widest[at], most[at])
         others = sum(column.width or 0 for column in table.columns) + 19  # with what stands between them
-        table.columns[2].width = max(12, min(widest[2], shutil.get_terminal_size().columns - others))
+        room = columns - others
+        table.columns[2].width = max(LEAST, min(widest[2], room))
     for row in rows:
         table.add_row(*map(Text, row))
-    Terminal().show(table)
+    if room < LEAST:
+        terminal.tell(table)
+    else:
+        terminal.show(table)
     for index, line in enumerate(lines, 1):
         print(f"{index:3}  {shell_path(line.folder)}")

@@ -21,6 +21,7 @@ from metarun.runs.result import (
     CONTINUAL,
     DAMAGED,
     EPISODES,
+    ITEMS_PER_SECOND,
     MEASURES,
     NOT_TRAINED,
     NOTHING,
@@ -102,9 +103,10 @@ def show(folder: Path, result: dict[str, Any]) -> None:
         chosen = "tested: the weights" if used else f"{score}not tested; best.pt is that"
         best = "the last" if VALIDATED_ONCE in result[PROTOCOL].get(SELECTED_BY, "") else "the best on validation"
         why = best if SCORE in result else "as no validation had a finite score"
+        rate, what = (ITEMS_PER_SECOND, "items") if ITEMS_PER_SECOND in result else (TASKS_PER_SECOND, "tasks")
         print(
-            f"{counted(result[TRAIN_STEPS], 'step')} in {result[TRAIN_SECONDS]:.0f} s, {result[TASKS_PER_SECOND]:.3g} "
-            f"tasks/s; {chosen} of step {result[SELECTED_STEP]}, {why}"
+            f"{counted(result[TRAIN_STEPS], 'step')} in {result[TRAIN_SECONDS]:.0f} s, {result[rate]:.3g} "
+            f"{what}/s; {chosen} of step {result[SELECTED_STEP]}, {why}"
         )
     print(f"results  {shell_path(folder)}")
     if tested or TARGET_ACCURACY in result or TRAIN_STEPS in result:  # nothing else has a curve

@@ -14,7 +14,7 @@ from metarun.report.finished import Setting
 from metarun.report.statistics import Paired, over_seeds
 from metarun.report.summary import Point, Row, Section, apart, shown, target_points
 from metarun.report.text import TOO_FEW, error_form
-from metarun.runs.result import PROTOCOL, TRANSDUCTIVE
+from metarun.runs.result import TRANSDUCTIVE, mode
 
 SOME = "seeds: 2 of 3"  # what is explained where some seeds have no finite number
 
@@ -149,10 +149,10 @@ def _tested(rows: Sequence[Row], measure: str, over: str) -> dict[str, list[str]
     if regression:
         cells["median MSE"] = [number(row.median, measure) for row in rows]
         cells["diverged tasks"] = [str(row.diverged) if any(row.diverged for row in rows) else "" for row in rows]
-    protocols = [row.group.runs[0].result[PROTOCOL] for row in rows]
-    transductive = [protocol.get(TRANSDUCTIVE) for protocol in protocols]
+    modes = [mode(row.group.runs[0].result, row.group.runs[0].tested) for row in rows]
+    transductive = [found.get(TRANSDUCTIVE) for found in modes]
     cells["transductive"] = [("yes" if each else "no") if any(transductive) else "" for each in transductive]
-    balanced = [bool(protocol.get("assumes_balanced_queries")) for protocol in protocols]
+    balanced = [bool(found.get("assumes_balanced_queries")) for found in modes]
     cells["supposes balanced"] = [("yes" if each else "no") if any(balanced) else "" for each in balanced]
     saw = [row.group.runs[0].saw_these_classes for row in rows]
     if "yes" in saw:

@@ -23,6 +23,7 @@ from metarun.runs.result import (
     TARGET_TEST_IMAGES,
     half_of,
     key,
+    mode,
 )
 
 TITLES = {ACCURACY: "accuracy", BALANCED_ACCURACY: "balanced accuracy", MACRO_F1: "macro F1", AUROC: "AUROC"}
@@ -36,8 +37,8 @@ def table(result: dict[str, Any]) -> Table:
     ]
     # Beside AUROC, which is of two classes, there is no room for macro F1.
     known = [name for name in TITLES if name in curve[0] and not (name == MACRO_F1 and AUROC in curve[0])]
-    mode = mode_text(result[PROTOCOL], f"test {kind(result)}")
-    title = f"target, {len(result[TARGET_CLASSES])} classes; norm {result[PROTOCOL]['norm']}, {mode}; {result[TARGET_INTERVAL]}"
+    how = mode_text(mode(result, TARGET), f"test {kind(result)}")
+    title = f"target, {len(result[TARGET_CLASSES])} classes; norm {result[PROTOCOL]['norm']}, {how}; {result[TARGET_INTERVAL]}"
     shown = Table("", *(TITLES[name] for name in known), title=title, title_justify="left", min_width=60)
     for point in curve:
         images = f"{point['train_images']} {kind(result)}, " if "train_images" in point else ""

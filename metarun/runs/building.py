@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from hydra.utils import get_class
+from hydra.utils import get_class, get_object
 from omegaconf import DictConfig, OmegaConf
 
 from metarun import stages
@@ -22,6 +22,7 @@ from metarun.data.domains import named
 from metarun.data.image_source import ImageSource
 from metarun.data.source import DataSource, NoData
 from metarun.data.test_sets import fit_to_network
+from metarun.encoders.base import Encoder
 from metarun.encoders.building import encoded, encoded_as
 from metarun.engine import checkpoint
 from metarun.engine.distributed import World
@@ -139,6 +140,9 @@ def check_installed(config: DictConfig, built: Sequence[Stage]) -> None:
         backbone.check_installed(config.backbone if not config.checkpoint else {**config.backbone, "weights": None})
     if config.backbone.get("from") and not config.checkpoint:
         checkpoint.weights_file("backbone.from", str(config.backbone["from"]))
+    encoder = get_object(config.encoder._target_) if config.encoder and "_target_" in config.encoder else None
+    if isinstance(encoder, type) and issubclass(encoder, Encoder):
+        encoder.check_installed(config.encoder)
     if config.encoder and config.encoder.get("from") and not config.checkpoint:
         checkpoint.weights_file("encoder.from", str(config.encoder["from"]))
     if config.augment:

@@ -13,7 +13,7 @@ from metarun import stages
 from metarun.config import Config, check
 from metarun.config.overrides import key_of, refuse_unused, wholes_of_training
 from metarun.engine import checkpoint
-from metarun.errors import UserError
+from metarun.errors import MadeOtherwise, UserError
 from metarun.runs import contents, result
 from metarun.runs.building import build_stages
 from metarun.runs.folder import default_name, whole_config
@@ -209,6 +209,6 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
 def refuse_other_weights(folder: Path, weights: Path) -> None:
     """Raises `UserError` if the stored result is of other weights than `weights` has by now."""
     if result.stored(folder).get(result.CHECKPOINT_DIGEST) != checkpoint.digest(weights):
-        raise UserError(
+        raise MadeOtherwise(
             f"{folder}: tested other weights than {weights} has now; test these beside it with resume=false"
         )

@@ -18,7 +18,7 @@ from metarun import files
 from metarun.config import flat
 from metarun.data.source import DataSource
 from metarun.engine import checkpoint
-from metarun.errors import UserError
+from metarun.errors import MadeOtherwise, UserError
 from metarun.runs import contents
 from metarun.runs.result import CHECKPOINT_DATA, CONTENT
 from metarun.text import shown_path
@@ -170,12 +170,12 @@ def refuse_other_data(folder: Path, now: Descriptions) -> None:
     """
     if found := differences(kept(folder), now):
         if set(found.values()) == {NOT_NOTED}:
-            raise UserError(
+            raise MadeOtherwise(
                 f"{folder}: whether its {' and its '.join(found)} are those that are there cannot be told, for {NOT_NOTED}; "
                 f"{AFRESH}"
             )
         kinds = " and ".join(sorted({"weights" if told == OTHER_WEIGHTS else "data" for told in found.values()}))
-        raise UserError(
+        raise MadeOtherwise(
             f"{folder} was made with other {kinds} ({'; '.join(f'{role}: {changed}' for role, changed in found.items())}); "
             f"bring these back, or {AFRESH}"
         )

@@ -20,7 +20,7 @@ from metarun.config import Config, flat, to_container
 from metarun.config.overrides import key_of
 from metarun.config.validation import check_name
 from metarun.config.yaml_files import has_alias
-from metarun.errors import UserError
+from metarun.errors import MadeOtherwise, UserError
 from metarun.renamed import refuse_old_words
 from metarun.runs import contents
 from metarun.text import printable, shell_path, shown_path
@@ -304,7 +304,7 @@ def refuse_other_config(folder: Path, config: DictConfig) -> None:
         if key not in FREE and differs(key)
     ]
     if differing:
-        raise UserError(
+        raise MadeOtherwise(
             f"{shell_path(folder)} was made with another config ({'; '.join(differing)}); "
             "give this run a name=, or start over beside it with resume=false"
         )

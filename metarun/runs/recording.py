@@ -85,9 +85,13 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
         found["labels_read"] = labels_read(run.data.labels_read, run.learner.origins)
     found[result.SELECTED_BY] = run.learner.selected_by
     seen: dict[str, str] = {}
+    meta_tested = any(stage.measures == result.TEST for stage in run.stages)
     for stage in run.stages:
         said = stage.protocol(run)
         seen |= said.get(result.SEEN, {})
+        # What stands above is of the meta-test.
+        if meta_tested and stage.measures == result.TARGET and result.TRANSDUCTIVE in said:
+            found[result.TARGET] = _mode(run, said.pop(result.TRANSDUCTIVE))
         found |= said
     for name, of_set in found.get(result.SETS, {}).items():  # what is said above is of all of them together
         data_set = [run.tests[name]]
@@ -95,9 +99,13 @@ def protocol(run: Run, data: dict[str, Any]) -> dict[str, Any]:
             of_set["saw_these_classes"] = told["saw_these_classes"]
         elif library:
             of_set["saw_these_classes"] = library_saw(library["saw"], data_set)
-    # Of one query alone nothing is assumed of the others.
-    assumed = {"assumes_balanced_queries": algorithm.assumes_balanced_queries} if found[result.TRANSDUCTIVE] else {}
-    return {**found, **assumed, result.SEEN: seen}
+    return {**found, **_mode(run, found[result.TRANSDUCTIVE]), result.SEEN: seen}
+
+
+def _mode(run: Run, transductive: bool) -> dict[str, bool]:
+    """Says whether a prediction depends on other queries; of one query alone nothing is assumed of the others."""
+    assumed = {"assumes_balanced_queries": run.algorithm.assumes_balanced_queries} if transductive else {}
+    return {result.TRANSDUCTIVE: transductive, **assumed}
 
 
 def library_saw(saw: str | None, tested: Iterable[DataSource]) -> str:

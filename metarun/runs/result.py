@@ -51,6 +51,7 @@ SCORE = f"{VALIDATION}/score"  # of the selected weights, higher is better; abse
 TRAIN_STEPS = f"{TRAIN}/steps"
 TRAIN_SECONDS = f"{TRAIN}/seconds"
 TASKS_PER_SECOND = f"{TRAIN}/tasks_per_second"
+ITEMS_PER_SECOND = f"{TRAIN}/items_per_second"  # in its place, of a training on batches of labelled items
 SELECTED_STEP = f"{TRAIN}/selected_step"  # of the best weights
 
 # Numbers of a meta-test.
@@ -102,7 +103,7 @@ SEEN = "seen"  # in the protocol: which images each training stage saw
 SELECTED_BY = "selected_by"  # in the protocol
 NOT_TRAINED = "no selection: nothing was trained"  # of the weights, under `selected_by`
 VALIDATED_ONCE = "no selection: validated once, after the last step"
-TRANSDUCTIVE = "transductive"  # in the protocol: whether a prediction depends on other queries
+TRANSDUCTIVE = "transductive"  # in the protocol: whether a prediction depends on other queries; see `mode`
 SECONDS = "seconds"  # that the run took, of its last sitting
 FILES = "files"  # the SHA-256 of files that were written with these numbers, by name
 LEARNER = "learner"  # what `metarun.load` builds it from
@@ -215,6 +216,18 @@ def check_reading(values: dict[str, Any], dimensions: int) -> None:
 def key(kind: str, measure: str) -> str:
     """Writes the key of a measure, such as `test/acc`."""
     return f"{kind}/{measure}"
+
+
+def mode(result: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """The part of the protocol that says how queries were predicted, `transductive` and `assumes_balanced_queries`.
+
+    Args:
+        result: What `result.json` holds.
+        kind: What was tested: `TARGET`, of which a run that has a meta-test too says it apart, or `TEST`.
+    """
+    protocol: Mapping[str, Any] = result[PROTOCOL]
+    own: Mapping[str, Any] = protocol.get(TARGET, protocol) if kind == TARGET else protocol
+    return own
 
 
 def half_of(number: str) -> str:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import metarun
 from metarun import files
-from metarun.config import flat
+from metarun.config import check_chosen, flat
 from metarun.data.image_batches import Labelled, make_ready
 from metarun.data.source import EpisodeSampler
 from metarun.engine import checkpoint
@@ -79,16 +79,18 @@ class Train(Stage):
 
     def check(self, config: DictConfig, world: World) -> None:
         super().check(config, world)
+        for parameter in ("algo", "train", "wrapper"):
+            check_key(config, self, parameter)
         settings = OmegaConf.select(config, self.train)
-        if not isinstance(settings, DictConfig) or not {"steps", "tasks_per_step"} <= settings.keys():
+        for part in ("optimizer", "schedule"):
+            check_chosen(settings.get(part), f"{self.train}.{part}")
+        if not {"steps", "tasks_per_step"} <= settings.keys():
             return  # `prepare` says so
         # Without time, or on vectors that leave nothing to train, there is no step to share: `prepare` knows.
         if settings.get("max_seconds") != 0 and not config.encoder:
             check_shares(settings, world, self.train)
 
     def prepare(self, run: Run) -> None:
-        for parameter in ("algo", "train", "wrapper"):
-            check_key(run, self, parameter)
         if not run.config.recipe.source:
             raise UserError(
                 f"recipe.source=false: its stage {self} trains on a source; set it true, or leave the stage out"
@@ -357,7 +359,7 @@ def read_as(data: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in sorted(values.items()) if "root" not in key.split(".")}
 
 
-def check_key(run: Run, stage: Stage, parameter: str) -> None:
+def check_key(config: DictConfig, stage: Stage, parameter: str) -> None:
     """Checks that a setting of a stage which is a key of the config leads to a part of the config.
 
     Raises:
@@ -366,11 +368,11 @@ def check_key(run: Run, stage: Stage, parameter: str) -> None:
     key = getattr(stage, parameter)
     if key is None and parameter == "wrapper":
         return
-    if not OmegaConf.is_dict(OmegaConf.select(run.config, str(key))):
-        names = [name for name in map(str, run.config) if OmegaConf.is_dict(run.config[name])]
-        known = [*names, *(f"{top}.{name}" for top in names for name in map(str, run.config[top]))]
+    if not OmegaConf.is_dict(OmegaConf.select(config, str(key))):
+        names = [name for name in map(str, config) if OmegaConf.is_dict(config[name])]
+        known = [*names, *(f"{top}.{name}" for top in names for name in map(str, config[top]))]
         raise UserError(f"recipe.stages: {stage}.{parameter}={key}: is no part of the config{nearest(str(key), known)}")
-    if parameter == "algo" and not OmegaConf.select(run.config, key):
+    if parameter == "algo" and not OmegaConf.select(config, key):
         raise UserError(
             f"{key}: must be given, since the stage {stage} trains it; add /algo@{key.rpartition('.')[0]}: baseline"
         )

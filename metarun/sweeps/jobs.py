@@ -36,6 +36,7 @@ class Outcome:
     status: int = 0
     message: str = ""
     own_error: bool = False  # whether its words lead to it wherever they are carried out, as to a diverged training
+    refused: bool = False  # whether its folder was made with another config, other data or other weights
 
 
 @dataclass(frozen=True)

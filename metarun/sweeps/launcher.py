@@ -20,7 +20,7 @@ from metarun.config.checked import Checked
 from metarun.config.ranges import shown
 from metarun.config.types import Given
 from metarun.config.validation import check_target
-from metarun.errors import Diverged, UserError, not_imported
+from metarun.errors import Diverged, MadeOtherwise, UserError, not_imported
 from metarun.sweeps.jobs import Job, Outcome
 from metarun.sweeps.plan import Ended
 
@@ -72,7 +72,8 @@ class OfHydra(Launcher):
         """Runs the jobs by their overrides, and yields all of them at the end."""
         for job, done in zip(jobs, self.launcher.launch([job.overrides for job in jobs], 0), strict=True):
             failed, returned = done.status is not JobStatus.COMPLETED, done._return_value
-            yield job, Outcome(2, str(returned), isinstance(returned, Diverged)) if failed else Outcome(), 0.0
+            marks = isinstance(returned, Diverged), isinstance(returned, MadeOtherwise)
+            yield job, Outcome(2, str(returned), *marks) if failed else Outcome(), 0.0
 
 
 def build(context: HydraContext, task: TaskFunction, config: DictConfig) -> Launcher:

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from metarun.config import check
 from metarun.config.overrides import UNESCAPED, canonical, hint_of, key_of, make_literal, read, reading, varies
 from metarun.config.shorthand import check_preset, expanded, folded, folded_choices, keys_of
-from metarun.errors import JobRefused, JobsFailed, UserError
+from metarun.errors import JobRefused, JobsFailed, MadeOtherwise, UserError
 from metarun.report.text import main_number
 from metarun.runs import contents, result
 from metarun.runs.folder import (
@@ -238,7 +238,7 @@ def already_ended(jobs: Iterable[tuple[Job, Any]], look_at_data: bool) -> list[E
                 if look_at_data:
                     check_data(job, whole, known)
             except UserError as error:
-                ended.append((job, Outcome(2, str(error)), 0.0))
+                ended.append((job, Outcome(2, str(error), refused=isinstance(error, MadeOtherwise)), 0.0))
             else:
                 ended.append((job, Outcome(), 0.0))
     return ended
@@ -289,12 +289,12 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def conclude(ended: Sequence[Ended], then: str = "the same command runs them again") -> None:
+def conclude(ended: Sequence[Ended], then: str = "") -> None:
     """The report over the folders of the jobs; then the jobs that failed, and a `JobsFailed` if there are any.
 
     Args:
         ended: The jobs.
-        then: What to do about those that failed.
+        then: What to do about those that failed; empty where the same command runs them again.
     """
     from metarun import report
 
@@ -310,4 +310,14 @@ def conclude(ended: Sequence[Ended], then: str = "the same command runs them aga
     if failed:
         say("\nfailed:\n" + "\n".join(failed))
         count = sum(bool(outcome.status) for _, outcome, _ in ended)
+        then = then or _again(count, sum(outcome.refused for _, outcome, _ in ended))
         raise JobsFailed(f"{count} of {counted(len(ended), 'job')} failed, listed above; {then}")
+
+
+def _again(failed: int, refused: int) -> str:
+    """What the same command does about jobs that failed, of which some are refused for what their folders were made with."""
+    if not refused:
+        return "the same command runs them again"
+    if refused == failed:
+        return "the same command refuses them again, until what is said there is done"
+    return f"the same command runs them again, but for the {refused} that it refuses until what is said there is done"

@@ -321,7 +321,8 @@ def _outcome_of(job: Job) -> Outcome | None:
     """The outcome that the job left, if it did."""
     try:
         left = files.parsed(_left(job).read_text(encoding="utf-8"))
-        return Outcome(int(left["status"]), str(left["message"]), left.get("own_error") is True)
+        marks = {mark: left.get(mark) is True for mark in ("own_error", "refused")}
+        return Outcome(int(left["status"]), str(left["message"]), **marks)
     except (OSError, ValueError, TypeError, KeyError):
         return Outcome() if job.finished else None
 

@@ -83,28 +83,31 @@ def _points(drawn: Any) -> tuple[float, ...]:
 
 
 def address(url: str) -> str:
-    """The address of a storage, in which the `~` of a SQLite file is expanded."""
+    """The address of a storage, in which the `~` of a SQLite file is expanded; raises `UserError` for what is no URL."""
+    if "://" not in url:
+        path = os.path.expanduser(url)
+        written = database(Path(path)) if "?" in path else f"sqlite:///{path}"  # which begins what follows an address
+        raise UserError(f"{_given(url)}: is no URL; a file is written {printable(shlex.quote(written))}")
     before, mark, path = url.partition(":///")
     return f"{before}{mark}{os.path.expanduser(path)}" if before.startswith("sqlite") else url
+
+
+def _given(url: str) -> str:
+    return f"hydra.sweeper.storage={printable(url)}"
 
 
 def check_storage(url: str) -> None:
     """Checks that a storage is there, or can be made; makes no tables in it.
 
     Raises:
-        UserError: It is no URL, its driver is not installed, or it cannot be opened.
+        UserError: Its driver is not installed, or it cannot be opened.
     """
     import sqlalchemy
 
-    given = f"hydra.sweeper.storage={printable(url)}"
-    if "://" not in url:
-        path = os.path.expanduser(url)
-        written = database(Path(path)) if "?" in path else f"sqlite:///{path}"  # which begins what follows an address
-        raise UserError(f"{given}: is no URL; a file is written {printable(shlex.quote(written))}")
     try:
         sqlalchemy.create_engine(url).connect().close()
     except Exception as error:  # whatever SQLAlchemy and the driver of a database raise
-        raise UserError(f"{given}: cannot be opened ({first_line(error)})") from error
+        raise UserError(f"{_given(url)}: cannot be opened ({first_line(error)})") from error
 
 
 class Study:

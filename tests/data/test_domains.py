@@ -113,6 +113,11 @@ def test_a_task_is_a_function_of_seed_split_and_number(split: Split) -> None:
     assert torch.equal(again(5, 13).query_x, whole.query_x[5:13])
 
 
+def test_too_few_classes_of_one_set_name_the_key_of_its_division() -> None:
+    with pytest.raises(UserError, match=r"^data: dark: task: ways = 7 .* division \(data\.sets\.dark\.ratios, where"):
+        three().sampler("train", replace(TASK, ways=7), 0, CPU)
+
+
 def test_any_stretch_of_tasks_has_the_sets_in_their_shares() -> None:
     found = three(shares=[2, 1, 1])
     for seed, start in ((0, 0), (1, 1000), (2, 10**9)):

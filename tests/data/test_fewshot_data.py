@@ -137,7 +137,31 @@ def test_another_number_of_classes(tmp_path: Path) -> None:
 def test_a_missing_split_is_missing_data(tmp_path: Path) -> None:
     files.tiered_imagenet(tmp_path / "tiered_imagenet", FEW)
     (tmp_path / "tiered_imagenet" / "val_labels.pkl").unlink()
-    assert "its files are not all in " in error(lambda: FewShot(dataset="tiered_imagenet"))
+    missing = tmp_path / "tiered_imagenet" / "val_labels.pkl"
+    says = error(lambda: FewShot(dataset="tiered_imagenet"))
+    assert f"its files are not all in {missing.parent}; beside those that are there only " in says
+    assert says.endswith("val_labels.pkl is missing")
+
+
+@pytest.mark.parametrize("names", [("train.csv", "val.csv"), ("train.txt", "test.txt"), ("train/", "test/")])
+def test_the_list_or_the_folder_that_is_missing_is_named(names: tuple[str, ...], tmp_path: Path) -> None:
+    root = tmp_path / "cub"
+    for name in names:
+        files.write(root / (f"{name}a/0.png" if name.endswith("/") else name), b"")
+    (left,) = {"train", "val", "test"} - {name.strip("/").partition(".")[0] for name in names}
+    says = error(lambda: FewShot(dataset="cub"))
+    assert says.endswith(f"only {root / left}{Path(names[0]).suffix} is missing")
+
+
+def test_files_in_no_form_are_told_all_forms() -> None:
+    says = error(lambda: FewShot(dataset="cub"))
+    for form in (
+        "CUB_200_2011.tgz",
+        "train.csv, val.csv and test.csv",
+        "class folders",
+        "train_data.hdf5 and train_labels.json",
+    ):
+        assert form in says
 
 
 @pytest.mark.usefixtures("few")

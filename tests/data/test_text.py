@@ -745,7 +745,11 @@ def test_too_few_classes_of_texts_lead_to_a_target_of_texts(encoded: bool, tmp_p
     reads = ["encoder=tfidf", "backbone=mlp"] if encoded else ["backbone=minilm", "backbone.weights=null"]
     refused = metarun("data=text", f"data.root={path}", *reads, "task.ways=5", f"outputs={tmp_path}")
     assert refused.status == 2
-    assert refused.said[-1].endswith("recipe=target_only target=text target.data.root=FILE")
+    assert refused.said[-1].endswith(f"recipe=target_only target=text target.data.root={path}")
+    (tmp_path / "b.csv").write_text(path.read_text().replace("text,", "words,", 1))
+    columns = ["data.text_column=words", f"data.root={tmp_path / 'b.csv'}"]
+    named = metarun("data=text", *columns, *reads, "task.ways=5", f"outputs={tmp_path}")
+    assert named.said[-1].endswith("recipe=target_only target=text target.data.root=FILE")  # there are more words to it
 
 
 def test_a_run_on_texts(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import compose
+from helpers import block, compose
 from omegaconf import OmegaConf
 from sklearn.feature_extraction.text import TfidfVectorizer
 from text_tables import many, table
@@ -124,6 +124,23 @@ def test_weights_that_are_not_there_or_others_are_one_line(tmp_path: Path, monke
     encoder = MiniLMEncoder()
     with pytest.raises(UserError, match="other weights than those that the learner was trained with"):
         encoder.restore({**encoder.learned(), "weights": "0"}, {})
+
+
+@pytest.mark.parametrize("reads", [["encoder=minilm", "backbone=mlp"], ["backbone=minilm"]])
+def test_a_library_of_texts_that_is_missing_is_told_before_the_data_are_read(
+    reads: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block("tokenizers", tmp_path, monkeypatch)
+    with pytest.raises(
+        UserError, match=r"\.weights: tokenizers cannot be imported \(blocked\): pip install 'metarun\[text\]'$"
+    ):
+        check_installed(compose("data=text", "data.root=texts.csv", *reads), [])
+
+
+def test_safetensors_that_are_missing_name_what_brings_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    block("safetensors", tmp_path, monkeypatch)
+    with pytest.raises(UserError, match=r"safetensors cannot be imported \(blocked\): pip install 'metarun\[text\]'$"):
+        MiniLM((LENGTH,))
 
 
 def test_a_backbone_with_other_word_pieces_than_its_data_is_refused(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ class Fit:
         file = self.folder / "metrics.jsonl"
         text = file.read_text() if file.exists() else ""
         return [
-            {name: value for name, value in json.loads(line).items() if name != "train/tasks_per_second"}
+            {name: value for name, value in json.loads(line).items() if not name.endswith("s_per_second")}
             for line in text.splitlines()
         ]
 

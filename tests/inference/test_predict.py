@@ -647,6 +647,18 @@ def test_a_kill_at_any_file_leaves_a_command_that_ends_the_same(tmp_path: Path, 
     assert not list(killed.glob(".*.writing"))
 
 
+def test_a_file_url_is_the_path_that_it_names(tmp_path: Path) -> None:
+    file = tmp_path / "my photo.png"
+    file.touch()
+    for host in ("", "localhost"):
+        assert find_images(f"file://{host}{tmp_path}/my%20photo.png").paths == [file]
+    assert find_images(f"file://{tmp_path}/*.png").paths == [file]
+    with pytest.raises(
+        UserError, match=rf"^images={tmp_path}/my photos.png: there is no such file or folder; did you mean"
+    ):
+        find_images(f"file://{tmp_path}/my%20photos.png")
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

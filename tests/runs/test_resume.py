@@ -25,7 +25,7 @@ from metarun.runs import carry_out, logger
 from metarun.runs.folder import UNNAMED, choose_folder, folder_name
 
 # What was measured of the machine, not computed, may differ between two equal runs.
-MEASURED = ("seconds", "train/seconds", "train/tasks_per_second", "peak_memory", "git_commit")
+MEASURED = ("seconds", "train/seconds", "train/items_per_second", "train/tasks_per_second", "peak_memory", "git_commit")
 
 
 def comparable(folder: Path) -> dict[str, Any]:

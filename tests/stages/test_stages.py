@@ -226,6 +226,21 @@ def test_a_stage_around_a_training_tells_all_that_the_training_tells(
     assert "labelled_images" in told[0]
 
 
+@pytest.mark.parametrize(
+    ("stage", "saying"),
+    [
+        ("algo: pretrain.algo", "pretrain.algo: must be given"),
+        ("train: pretrain.trian", "train=pretrain.trian: is no part of the config"),
+        ("train: pretrain.train", "pretrain.train.optimizer: has no _target_"),
+    ],
+)
+def test_what_a_stage_trains_by_is_looked_for_before_the_data(stage: str, saying: str) -> None:
+    config = compose("algo=protonet", f"recipe.stages=[{{_target_: metarun.stages.Train, {stage}}}]")
+    (built,) = building.build_stages(config)
+    with pytest.raises(UserError, match=re.escape(saying)):
+        built.check(config, World())
+
+
 def test_the_example_of_the_readme(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From an empty folder, by its recipe and by its class."""
     text = (ROOT / "metarun" / "stages" / "README.md").read_text()

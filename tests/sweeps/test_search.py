@@ -212,6 +212,8 @@ def test_what_is_no_address_is_told_with_one_that_can_be_pasted(
     }.items():
         refused = metarun(*WORDS, f"hydra.sweeper.storage={name}", f"outputs={tmp_path / 'none'}")
         one_line(refused, f"hydra.sweeper.storage={name}: is no URL; a file is written {written}")
+        listed = metarun(*WORDS, "--dry-run", f"hydra.sweeper.storage={name}", f"outputs={tmp_path / 'none'}")
+        assert (listed.status, listed.err) == (2, refused.err)
 
 
 @pytest.mark.parametrize("spoil", ["zeros", "cut"])

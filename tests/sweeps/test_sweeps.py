@@ -786,6 +786,19 @@ def test_a_finished_job_of_other_data_is_no_finished_job(tmp_path: Path) -> None
     changed = metarun("-m", *words)
     assert changed.status == 1
     assert "was made with other data" in changed.out + changed.err
+    refused = "listed above; the same command refuses them again, until what is said there is done\n"
+    assert changed.err.endswith(refused)
+    (run_folder(tmp_path / "out") / "result.json").unlink()  # so that the job itself meets the data
+    assert metarun("-m", *words).err.endswith(refused)
+
+
+def test_jobs_that_are_refused_are_told_from_those_that_run_again(tmp_path: Path) -> None:
+    job = Job((), (), tmp_path / "none", "a")
+    failed = [(job, Outcome(2, "x"), 0.0), (job, Outcome(2, "other data", refused=True), 0.0), (job, Outcome(), 0.0)]
+    with pytest.raises(
+        JobsFailed, match=r"^2 of 3 jobs failed, listed above; .* again, but for the 1 that it refuses until"
+    ):
+        conclude(failed)
 
 
 def test_no_more_places_are_listed_than_jobs_can_use() -> None:

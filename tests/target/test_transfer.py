@@ -17,6 +17,9 @@ from PIL import Image
 from shell import done, events, make_images, metarun, one_line, result, run_folder, start
 
 from metarun.engine import train
+from metarun.report.collect import collect
+from metarun.report.summary import summarise
+from metarun.report.tables import section_table
 from metarun.runs.provenance import git_commit
 
 SMALL = [
@@ -28,6 +31,7 @@ QUICK = ["transfer.steps=3"]
 MEASURED = (
     "seconds",
     "train/seconds",
+    "train/items_per_second",
     "train/tasks_per_second",
     "target/seconds",
     "peak_memory",
@@ -65,7 +69,7 @@ def words(recipe: str, images: Path, target: Path, outputs: Path) -> list[str]:
 
 def numbers(folder: Path) -> dict[str, Any]:
     return {name: value for name, value in result(folder).items() if name not in MEASURED and not name.endswith("/seconds")
-            and not name.endswith("tasks_per_second")}  # fmt: skip
+            and not name.endswith("s_per_second")}  # fmt: skip
 
 
 def runs(outputs: Path) -> Path:
@@ -324,6 +328,33 @@ def test_a_method_on_the_targets_labels_is_refused_before_labelled_subsets(
     assert outcome.said[-1].startswith(f"metarun: {key}: MultiTask trains on the labels of all of the target's")
     assert "use recipe=domain_adaptation" in outcome.said[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_training_on_labelled_images_counts_images_and_no_tasks(images: Path, target: Path, tmp_path: Path) -> None:
+    ran = done(
+        *words("transfer", images, target, tmp_path), "algo=baseline", "transfer=nearest_centroid", "train.log_every=2"
+    )
+    found = result(runs(tmp_path))
+    assert found["train/items_per_second"] == pytest.approx(4 * 4 / found["train/seconds"])
+    assert "train/tasks_per_second" not in found
+    assert re.search(r"^4 steps in \d+ s, [\d.e+]+ items/s; ", ran.out, re.M)
+    assert "tasks/s" not in ran.out + ran.err
+
+
+def test_a_meta_test_and_a_target_each_say_how_queries_were_predicted(
+    images: Path, target: Path, tmp_path: Path
+) -> None:
+    both = "recipe.stages=[metarun.stages.Train,metarun.stages.MetaTest,metarun.stages.Transfer]"
+    ran = done(*words("transfer", images, target, tmp_path), both, "algo=tim", "backbone.norm=none", "train.steps=0",
+               "test.episodes=4", "test.baseline_episodes=0", "transfer=nearest_centroid")  # fmt: skip
+    found = result(runs(tmp_path))["protocol"]
+    assert (found["transductive"], found["assumes_balanced_queries"]) == (True, True)
+    assert found["target"] == {"transductive": False}
+    shown = " ".join(ran.out.split())
+    assert "norm none, transductive, supposes balanced queries" in shown
+    assert "norm none, inductive;" in shown
+    (section,) = summarise(collect([tmp_path], tmp_path / "none"))  # of a run of both a report shows the target
+    assert "transductive" not in section_table(section).headings
 
 
 def test_a_training_on_the_targets_images_says_that_it_saw_test_images_unlabelled(

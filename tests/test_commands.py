@@ -154,7 +154,7 @@ def test_a_users_own_data_set_has_paths_and_text_by_its_signature(
     assert found["tags"] == ["日本語", "true", "01"]
 
 
-def test_names_of_classes_are_text(tmp_path: Path) -> None:
+def test_names_of_classes_are_text() -> None:
     shown = config("data=folder", "data.root=x", "data.test_classes=[日本語,true,01]")
     assert shown["data"]["test_classes"] == ["日本語", "true", "01"]
 

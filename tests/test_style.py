@@ -166,12 +166,20 @@ def test_every_room_says_what_lies_in_it(room: Path) -> None:
 
 
 def test_the_readme_of_a_room_names_its_files() -> None:
-    """But for those of a method, a network or a data set, which a YAML names, and those of a stage, which the room's `__init__.py` does."""
+    """But for those of a method, a network or a data set, which a YAML names, and those of a stage, which the room's `__init__.py` does.
+
+    In a room without a README the docstring of `__init__.py` names them.
+    """
     choices = "".join(path.read_text() for path in YAMLS)
     missing = []
     for path in MODULES:
         page = path.with_name("README.md")
-        if path.name == "__init__.py" or path.parent.name == "metarun" or not page.is_file():
+        if path.name == "__init__.py" or path.parent.name in ("metarun", "hydra_plugins"):
+            continue
+        if not page.is_file():
+            page = path.with_name("__init__.py")
+            if not re.search(rf"[`/]{path.name}`", ast.get_docstring(parsed(page)) or ""):
+                missing.append(f"{path.relative_to(ROOT)} in {page.relative_to(ROOT)}")
             continue
         named = re.search(rf"[`/]{path.name}`", page.read_text()) or f"{dotted(path)}." in choices
         if not named and f"from {dotted(path)} " not in path.with_name("__init__.py").read_text():
@@ -181,6 +189,42 @@ def test_the_readme_of_a_room_names_its_files() -> None:
 
 def test_every_module_begins_with_what_it_is() -> None:
     assert [str(path) for path in MODULES if not ast.get_docstring(parsed(path))] == []
+
+
+def public_functions(body: list[ast.stmt]) -> Iterator[ast.FunctionDef]:
+    """Those of the body of a module or of a class, and of the public classes in it."""
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name.startswith("_"):
+            continue
+        if isinstance(node, ast.ClassDef):
+            yield from public_functions(node.body)
+        elif isinstance(node, ast.FunctionDef):
+            yield node
+
+
+def raises_user_error(function: ast.FunctionDef) -> bool:
+    """Whether a function raises a `UserError` itself, and catches none."""
+    raises, waiting = False, list[ast.AST](function.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.ExceptHandler) and node.type and "UserError" in ast.unparse(node.type):
+            return False
+        raises = raises or (isinstance(node, ast.Raise) and ast.unparse(node).startswith("raise UserError("))
+        waiting += ast.iter_child_nodes(node)
+    return raises
+
+
+def test_a_public_function_says_which_errors_it_raises() -> None:
+    """Those that a user is meant to read. What an implementation of a contract leaves out, the contract says."""
+    silent = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.name}"
+        for path in MODULES
+        for node in public_functions(parsed(path).body)
+        if raises_user_error(node) and "UserError" not in (ast.get_docstring(node) or "UserError")
+    ]
+    assert silent == []
 
 
 YAMLS = sorted(CONF.rglob("*.yaml"))
@@ -244,11 +288,13 @@ def test_files_of_a_run_are_named_once() -> None:
     """Those with an ending, which no other word has; and the table of what is in a run's folder has each, but those of a stage apart."""
     known = {value for name, value in vars(contents).items() if name.isupper() and "." in value}
     assert {contents.RESULT, contents.SCORES} <= known
+    # The second compares two trees, and imports the metarun of neither.
+    naming = {Path(contents.__file__), ROOT / "scripts" / "same_numbers.py"}
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}"
-        for path in MODULES
+        for path in (*MODULES, *(ROOT / "scripts").rglob("*.py"))
         for node in ast.walk(parsed(path))
-        if path != Path(contents.__file__) and isinstance(node, ast.Constant) and node.value in known
+        if path not in naming and isinstance(node, ast.Constant) and node.value in known
     ]
     assert found == []
     table = set(re.findall(r"`([\w.]+)`", (ROOT / "metarun" / "runs" / "README.md").read_text()))

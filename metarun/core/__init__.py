@@ -1,4 +1,7 @@
-"""What everything else is built on: the shapes that flow (`episodes.py`), the contracts of a method and of a backbone."""
+"""What everything else is built on.
+
+`episodes.py` has the shapes that flow, `algorithm.py` and `backbone.py` are the contracts of a method and of a backbone.
+"""
 
 from metarun.core.algorithm import Algorithm
 from metarun.core.backbone import ActivationHook, Backbone

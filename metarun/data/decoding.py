@@ -122,7 +122,12 @@ def unknown_format(path: Path) -> str:
 
 
 def opened(path: Path) -> Image.Image:
-    """Opens an image file, and nothing but a file, since a pipe would be waited for and a device read without end."""
+    """Opens an image file, and nothing but a file, since a pipe would be waited for and a device read without end.
+
+    Raises:
+        UnreadableImage: It is a pipe, a socket or a device.
+        OSError: The file cannot be read, or is no image that Pillow knows.
+    """
     if kind := special(path):
         raise UnreadableImage(f"it is {kind}, and no file")
     return Image.open(path)

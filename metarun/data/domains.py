@@ -246,7 +246,11 @@ def named(where: str, build: Callable[[], Any]) -> Any:
 
 
 def built_table(node: Node, name: str, key: str, **changes: Any) -> TableSource:
-    """A data set of labelled items."""
+    """A data set of labelled items.
+
+    Raises:
+        UserError: It cannot be built, or its tasks are of regression.
+    """
     built = named(f"{key}: {name}", lambda: node.build(**changes))
     if not isinstance(built, TableSource):
         raise UserError(f"{key}: {printable(name)}: are regression tasks, which cannot stand beside sets of images")
@@ -254,7 +258,11 @@ def built_table(node: Node, name: str, key: str, **changes: Any) -> TableSource:
 
 
 def built_images(node: Node, name: str, size: int | None, channels: int | None, key: str = "data") -> ImageSource:
-    """A set of images, read from its files at a size and with so many channels, where it can."""
+    """A set of images, read from its files at a size and with so many channels, where it can.
+
+    Raises:
+        UserError: It cannot be built, or holds no images.
+    """
     wanted = {"image_size": size, "channels": channels}
     changes = {setting: value for setting, value in wanted.items() if value is not None and node.knows(setting)}
     built = built_table(node, name, key, **changes)

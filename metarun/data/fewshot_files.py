@@ -103,7 +103,11 @@ def _same_length(path: Path, name: str, images: Sequence[Any], labels: Sequence[
 
 
 def rows_by_name(paths: list[Path], split: Split, name: str) -> Classes:
-    """A pickle of `image_data` and `class_dict`, which names the rows of each class (Ren's mini-ImageNet)."""
+    """A pickle of `image_data` and `class_dict`, which names the rows of each class (Ren's mini-ImageNet).
+
+    Raises:
+        UserError: The pickle is damaged, or another one.
+    """
     path = paths[0]
     images, members = _members(pickles.load(path, name), path, name, "image_data", "class_dict")
     for kind, rows in sorted(members.items()):
@@ -236,7 +240,12 @@ def _images(folder: Path, name: str) -> list[Path]:
 
 
 def hdf5(paths: list[Path], split: Split, name: str) -> Classes:
-    """torchmeta's HDF5 file and the JSON list of the split's classes; images as pixels, or as the contents of files."""
+    """torchmeta's HDF5 file and the JSON list of the split's classes; images as pixels, or as the contents of files.
+
+    Raises:
+        UserError: h5py is missing, or the files are damaged.
+        OSError: The disk cannot be read.
+    """
     try:
         h5py = import_module("h5py")
     except ImportError as error:

@@ -98,7 +98,11 @@ Row = tuple[str, dict[str, str]]
 
 
 def table_rows(text: str, path: Path, key: str, alone: Collection[str] = ()) -> list[Row]:
-    """Reads the rows of a table with a header, by column, and where they are; a table of one column has one of the names `alone`."""
+    """Reads the rows of a table with a header, by column, and where they are; a table of one column has one of the names `alone`.
+
+    Raises:
+        UserError: It is no table, or a row does not fit its header.
+    """
     named, text = separator_named(text)
     first = next((line for line in lines_of(text) if line.strip()), "")
     delimiter = named or max("\t;,|", key=first.count)  # a tab where there is none: commas are then of the texts

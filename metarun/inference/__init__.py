@@ -1,1 +1,1 @@
-"""Using what was learned: images of the user's own, classified by a run."""
+"""Using what was learned: images and texts of the user's own, classified by a run."""

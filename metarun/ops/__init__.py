@@ -5,6 +5,6 @@ belong to a task; `support.py` keeps what depends on a support set alone. `batch
 kernel, `pooled_norm.py` that of large batches with a max-pool behind them, and `running_averages.py` what several processes make of
 them; `modes.py` switches between training and evaluation.
 `prototypes.py`, `soft_k_means.py`, `transport.py` and `solvers.py` classify by features; `linear_head.py`, `online.py` and `adam.py` train
-heads. `measures.py` names what is measured, `metrics.py` measures it with intervals, `calibration.py` and `certainty.py` say how far
-probabilities can be trusted; `numerics.py` has what is smaller.
+heads; `optimizers.py` has torch's optimisers without its compiler. `measures.py` names what is measured, `metrics.py` measures it with
+intervals, `calibration.py` and `certainty.py` say how far probabilities can be trusted; `numerics.py` has what is smaller.
 """

@@ -28,7 +28,7 @@ def run(config: DictConfig, overrides: list[str], choices: dict[str, str], comma
 
     check_words(config, overrides)
     roots = folders(config)
-    to = (roots[0] if len(roots) == 1 else Path(config.outputs)) / "report"
+    to = (roots[0] if len(roots) == 1 else Path(config.outputs)) / contents.REPORT
     if report.write(roots, to, title(roots)) is None:
         raise UserError(
             f"runs={','.join(map(shown_path, roots))}: no finished test lies there{what_lies_there(roots, to)}"

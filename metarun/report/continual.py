@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from metarun.report.text import half
 from metarun.runs.result import ACCURACY, CONTINUAL, PROTOCOL, half_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LABELS = {
     "online": "online head, each image once",
@@ -47,15 +49,9 @@ def class_curve(curves: Mapping[str, Mapping[str, Any]], points: Sequence[int]) 
         curves: By name the `mean` and half of the 95% interval, `ci95`, at each point.
         points: The numbers of classes.
     """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from metarun.report.figures import picture, with_bars
 
-    from metarun.report.figures import COLOURS, MARKERS, STYLE
-
-    with mpl.rc_context({**STYLE, "text.color": "black", "axes.edgecolor": "black", "axes.labelcolor": "black"}):
-        figure = Figure(figsize=(7.2, 4.0), layout="constrained")
-        axes = figure.subplots()
+    def draw(axes: Axes) -> None:
         for number, (name, curve) in enumerate(curves.items()):
             axes.errorbar(
                 points,
@@ -63,16 +59,11 @@ def class_curve(curves: Mapping[str, Mapping[str, Any]], points: Sequence[int]) 
                 [math.nan if value is None else value for value in curve["ci95"]],
                 label=f"{LABELS.get(name, name)}, among {'all classes' if name in AMONG_ALL else 'those so far'}",
                 linestyle="--" if name in AMONG_ALL else "-",
-                color=COLOURS[number % len(COLOURS)],
-                marker=MARKERS[number % len(MARKERS)],
-                capsize=2,
-                linewidth=1.5,
-                markersize=5,
+                **with_bars(number),
             )
         axes.set_xlabel("classes so far")
         axes.set_ylabel("accuracy on all classes so far")
         axes.set_ylim(0, 1.02)
         axes.legend(frameon=False)
-        whole = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(whole)
-        return whole.getvalue()
+
+    return picture(draw)

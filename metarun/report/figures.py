@@ -49,6 +49,8 @@ STYLE: dict[Any, Any] = {
     "ytick.color": INK, "legend.frameon": False, "legend.fontsize": 9, "axes.titlelocation": "left",
 }  # fmt: skip
 
+BLACK = STYLE | {"text.color": "black", "axes.edgecolor": "black", "axes.labelcolor": "black"}  # with no text around it
+
 Curve = Callable[[FinishedRun], tuple[np.ndarray, np.ndarray]]
 Band = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # places, mean, lower and upper edge, each [n]
 NAMES = ("learning_curves", "target_curves", "inner_steps", "test_curves", "reliability", "cost")
@@ -63,6 +65,26 @@ class Drawing:
     png: bytes
     svg: bytes
     inline: str  # for the page: its text in the colour around it, its ids its own
+
+
+def picture(fill: Callable[[Axes], None]) -> bytes:
+    """A PNG of one panel, with no text around it.
+
+    Args:
+        fill: Draws into the panel.
+    """
+    with mpl.rc_context(BLACK):
+        figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+        fill(figure.subplots())
+        whole = io.BytesIO()
+        FigureCanvasAgg(figure).print_png(whole)
+    return whole.getvalue()
+
+
+def with_bars(number: int) -> dict[str, Any]:
+    """How `Axes.errorbar` draws the line of this number."""
+    colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+    return {"color": colour, "marker": marker, "capsize": 2, "linewidth": 1.5, "markersize": 5}
 
 
 def draw(sections: Sequence[Section]) -> list[Drawing]:

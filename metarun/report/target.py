@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -25,6 +24,9 @@ from metarun.runs.result import (
     key,
     mode,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 TITLES = {ACCURACY: "accuracy", BALANCED_ACCURACY: "balanced accuracy", MACRO_F1: "macro F1", AUROC: "AUROC"}
 
@@ -90,15 +92,9 @@ def learning_curve(
     items: str = "images",
 ) -> bytes:
     """A PNG of `measure` against the number of training items: a line for each of the named curves, bars the intervals."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from metarun.report.figures import picture, with_bars
 
-    from metarun.report.figures import COLOURS, MARKERS, STYLE
-
-    with mpl.rc_context({**STYLE, "text.color": "black", "axes.edgecolor": "black", "axes.labelcolor": "black"}):
-        figure = Figure(figsize=(7.2, 4.0), layout="constrained")
-        axes = figure.subplots()
+    def draw(axes: Axes) -> None:
         sizes = sorted({point["train_images"] for curve in curves.values() for point in curve})
         for number, (name, curve) in enumerate(curves.items()):
             # Shifted a little from each other, so that no bar hides another.
@@ -108,11 +104,7 @@ def learning_curve(
                 [point[measure] for point in curve],
                 [math.nan if point.get(half_of(measure)) is None else point[half_of(measure)] for point in curve],
                 label=name or None,
-                color=COLOURS[number % len(COLOURS)],
-                marker=MARKERS[number % len(MARKERS)],
-                capsize=2,
-                linewidth=1.5,
-                markersize=5,
+                **with_bars(number),
             )
         if chance is not None:
             axes.axhline(chance, color="grey", linestyle=":", label="the commonest class")
@@ -124,6 +116,5 @@ def learning_curve(
         axes.grid(alpha=0.3)
         if len(curves) > 1 or chance is not None:
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        whole = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(whole)
-    return whole.getvalue()
+
+    return picture(draw)

@@ -1,4 +1,4 @@
-"""The files in a run's folder, and in that of a stage that is kept apart, each named once."""
+"""The files in a run's folder, and in that of a stage that is kept apart, and the folder of a report, each named once."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ CLASS_CURVE = "continual.png"  # over the classes that arrived
 # Folders of what a stage has done so far, to go on from.
 TARGET, CONTINUAL = "target", "continual"
 OF_REPEATS = "predictions"  # in the former: what each repeat predicted
+
+REPORT = "report"  # in the folder around runs: the report over them
 
 # Of a stage that is kept apart.
 STAGE = "stage.json"  # its numbers, which mark it as finished

@@ -117,6 +117,9 @@ def for_hydra(arguments: argparse.Namespace) -> list[str]:
     """The overrides in Hydra's grammar: text and paths in quotes where it would read them otherwise.
 
     The config is composed for that only if a word needs to know the class that its key is a setting of.
+
+    Raises:
+        UserError: A word is no override, or one of another kind of command.
     """
     sweep = arguments.multirun
     if lacking := next((group for group in NEEDED if f"{group}=null" in arguments.overrides), None):

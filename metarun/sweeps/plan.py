@@ -302,7 +302,7 @@ def conclude(ended: Sequence[Ended], then: str = "") -> None:
     try:
         for root in dict.fromkeys(job.folder.parent for job, _, _ in ended):
             if root.is_dir():
-                report.write([root], root / "report", root.name)
+                report.write([root], root / contents.REPORT, root.name)
     except UserError as error:
         if not failed:
             raise

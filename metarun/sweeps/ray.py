@@ -66,7 +66,11 @@ def in_ray(arguments: Sequence[str], folder: str) -> Outcome:
 
 
 def carry_out(jobs: Sequence[Job], address: str | None, resources: dict[str, Any]) -> Iterator[Ended]:
-    """Runs the jobs on the Ray at `address` (None: a new one here), each with `resources` (num_cpus, num_gpus, memory)."""
+    """Runs the jobs on the Ray at `address` (None: a new one here), each with `resources` (num_cpus, num_gpus, memory).
+
+    Raises:
+        UserError: There is no Ray, or it lacks what a job needs.
+    """
     ray = imported("ray", "hydra/launcher=ray", "ray")  # takes a second
 
     started, on_sigterm = time.monotonic(), signal.getsignal(signal.SIGTERM)

@@ -1,1 +1,1 @@
-"""What changes a method's training loss and nothing else of it. README.md shows how to write one."""
+"""What changes a method's training loss, or the tasks that it is given, and nothing else of it. README.md shows how to write one."""

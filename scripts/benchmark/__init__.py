@@ -1,1 +1,1 @@
-"""metarun and learn2learn, timed in turn on the same work: `python -m scripts.benchmark --help`."""
+"""metarun and its peers (learn2learn, easyfsl), timed in turn on the same work: `python -m scripts.benchmark --help`."""

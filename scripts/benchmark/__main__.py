@@ -32,7 +32,7 @@ from metarun.shell.messages import MENDABLE, one_line
 
 from . import encoding
 from .lines import LINES, MEMORY, Line
-from .measure import Differ, cores, memory, spread, startup, throughput
+from .measure import Differ, cores, memory, of_predicting, spread, startup, throughput
 from .predicting import Work, predicting
 
 Measurement = Callable[[int, float], dict[str, Any]]  # of the rounds and the seconds of a turn
@@ -149,13 +149,7 @@ def show(result: dict[str, Any], console: Console) -> None:
             f"MB for {line['images']:,} images by {line['growth_with']}",
         ):
             table.add_column(column, justify="right")
-        told = (
-            spread(line["ours"]),
-            spread(line["bare"]),
-            f"{line['share']['median']:.0%}",
-            f"{line['growth'] / 1e6:.0f}",
-        )
-        table.add_row("", *told)
+        table.add_row("", *of_predicting(line))
         console.print(table)
     if "peer" in lines.get(MEMORY.name, {}):
         line = lines[MEMORY.name]

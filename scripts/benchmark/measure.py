@@ -37,6 +37,12 @@ def spread(values: Mapping[str, Any], unit: float = 1) -> str:
     return "{} ({}–{})".format(*(f"{value:,.0f}" if value >= 1000 else f"{value:.4g}" for value in shown))
 
 
+def of_predicting(line: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """What tables show of the line `predict`: the rates of both sides, their share, and by how many MB memory grows."""
+    share, growth = line["share"]["median"], line["growth"] / 1e6
+    return spread(line["ours"]), spread(line["bare"]), f"{share:.0%}", f"{growth:.0f}"
+
+
 def cores() -> int:
     """Those that this process, and all that it starts, may use."""
     return len(os.sched_getaffinity(0))

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .measure import spread
+from .measure import of_predicting, spread
 
 ROOT = Path(__file__).parents[2]
 README = Path(__file__).with_name("README.md")
@@ -63,13 +63,7 @@ def table(result: dict[str, Any]) -> str:
             f"| images/s of one thread, {line['title']} | metarun, from files | its bare network | share | {memory} |",
         ]
         rows += ["| --- | --- | --- | --- | --- |"]
-        told = (
-            spread(line["ours"]),
-            spread(line["bare"]),
-            f"{line['share']['median']:.0%}",
-            f"{line['growth'] / 1e6:.0f}",
-        )
-        rows.append(f"| predict | {' | '.join(told)} |")
+        rows.append(f"| predict | {' | '.join(of_predicting(line))} |")
     gpu = f"{machine['gpu']}, " if machine.get("gpu") else ""  # files made before it could be one have no such key
     rounds = memory_rounds if set(lines) == {"peak_memory"} else result["rounds"]  # it is measured in fewer
     where = (

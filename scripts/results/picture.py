@@ -17,6 +17,7 @@ from rich.text import Text
 
 from metarun.report import run as report
 from metarun.report.target import learning_curve
+from metarun.runs import contents
 from metarun.runs.result import ACCURACY, COMMAND, TARGET_CHANCE, TARGET_CURVE, TARGET_VALUES, half_of
 
 from .rows import DATA, Table
@@ -55,7 +56,7 @@ def draw_curves(table: Table, data: Path = DATA) -> None:
         curves = {label: curve_of(runs) for label, runs in found.items()}
         chance = next(iter(found.values()))[0].result[TARGET_CHANCE]
         drawn = learning_curve(curves, chance=chance, items=table.options.get("items", ITEMS))
-        (data / table.name / "learning_curve.png").write_bytes(drawn)
+        (data / table.name / contents.LEARNING_CURVE).write_bytes(drawn)
 
 
 def curve_of(runs: list[Made]) -> list[dict[str, Any]]:

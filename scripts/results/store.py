@@ -65,7 +65,7 @@ def keep(folder: Path, path: Path, places: Mapping[str, str] | None = None) -> d
     for place, written in (places or {}).items():
         read = read.replace(json.dumps(place)[1:-1], json.dumps(written)[1:-1])
     result = trimmed(json.loads(read))
-    scores = folder / "test_scores.npz"
+    scores = folder / contents.SCORES
     if TARGET_CURVE in result and scores.is_file():  # [sizes, repeats], for paired differences
         with np.load(scores) as arrays:
             result[TARGET_VALUES] = [[round(float(value), 6) for value in row] for row in arrays["values"]]

@@ -333,7 +333,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
-def test_an_address_is_fetched_once(file: Path, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_address_is_fetched_once(file: Path, root: Path) -> None:
     asked: list[str] = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):

@@ -301,13 +301,13 @@ def test_bad_files_are_named_or_skipped(
     assert source.table.sizes.tolist() == [3] * 10
 
 
-def test_a_link_in_a_circle_that_is_no_image_is_left(root: Path, own_cache: Path) -> None:
+def test_a_link_in_a_circle_that_is_no_image_is_left(root: Path) -> None:
     (root / "c4" / "notes.txt").symlink_to("notes.txt")
     (root / "around").symlink_to("around")
     assert Folder(root=str(root)).table.sizes.tolist() == [3] * 10
 
 
-def test_an_image_of_unknown_range_is_named_or_skipped(root: Path, own_cache: Path) -> None:
+def test_an_image_of_unknown_range_is_named_or_skipped(root: Path) -> None:
     odd = root / "c4" / "4.png"
     save(odd, Image.new("F", (8, 8), 0.5), format="TIFF")
     with pytest.raises(
@@ -317,7 +317,7 @@ def test_an_image_of_unknown_range_is_named_or_skipped(root: Path, own_cache: Pa
     assert Folder(root=str(root), skip_bad=True).describe()["skipped"] == 1
 
 
-def test_names_that_are_no_utf_8_are_names(root: Path, own_cache: Path, tmp_path: Path) -> None:
+def test_names_that_are_no_utf_8_are_names(root: Path, tmp_path: Path) -> None:
     """A class, a file and the folder that they lie in; what is printed and stored has the bytes spelled."""
     (root / "c4").rename(root / os.fsdecode(b"c\xe9"))
     (root / "c5" / "1.png").rename(root / "c5" / os.fsdecode(b"\xff.png"))

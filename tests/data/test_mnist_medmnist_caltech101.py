@@ -301,7 +301,7 @@ def test_broken_caltech_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [Mnist, Digits, lambda **given: MedMnist(flag="breastmnist", **given), Caltech101])
-def test_settings_that_no_image_has(make: Callable[..., object], tmp_path: Path) -> None:
+def test_settings_that_no_image_has(make: Callable[..., object]) -> None:
     assert error(lambda: make(channels=2)) == "data.channels=2: is not one of 1, 3"
     assert "data.image_size=0: must be at least 1" in error(lambda: make(image_size=0))
 

@@ -374,7 +374,7 @@ def test_a_build_whose_rest_is_damaged_is_noticed_before_others_are_added(
     assert encoder.encoded == 0
 
 
-def test_a_table_is_made_as_far_as_it_is_asked_for(own_cache: Path) -> None:
+def test_a_table_is_made_as_far_as_it_is_asked_for() -> None:
     source, encoder, alone = divided(), Squares(side=4), Squares(side=4)
     expected = whole(source, alone, encoding(transform="l2n", dtype="float16"), CPU)
     part = EncodedSource(source, encoder, PLAIN)
@@ -395,7 +395,7 @@ def test_a_table_is_made_as_far_as_it_is_asked_for(own_cache: Path) -> None:
     assert torch.equal(found, part.sampler("test", TASK, 0, CPU)(0, 5).query_x)
 
 
-def test_rows_of_a_table_that_was_removed_are_made_again(own_cache: Path) -> None:
+def test_rows_of_a_table_that_was_removed_are_made_again() -> None:
     """In a process that had found them whole: in the new file they are holes."""
     source, encoder = divided(), Squares(side=4)
     table = made.VectorTable(source, encoder, PLAIN)

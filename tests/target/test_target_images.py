@@ -261,7 +261,7 @@ def test_dn4_of_unequal_classes_is_that_of_a_class_at_a_time(sizes: list[int], n
 
 
 @pytest.mark.parametrize("name", sorted(IN_ORDER))
-def test_sequences_take_the_classes_in_turn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sequences_take_the_classes_in_turn(name: str) -> None:
     algorithm = learner("group", name).double()
     test = target("test", [4] * CLASSES).x.double()
     for sizes in ([3, 3, 3, 3], SIZES):

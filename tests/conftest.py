@@ -21,6 +21,9 @@ remembered.install()
 # A disk takes milliseconds for each, dozens of times a run, for the sake of a power cut, which no test can make. Commands that tests
 # start as processes of their own wait for it as ever.
 os.fsync = os.fstat
+# Sums of several threads have another order, so that what runs in this process would differ from processes of its own, and workers
+# beside each other would have more threads than there are cores. It is read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("METARUN_DATA", str(ROOT.parent / "shared" / "data"))
 
 

@@ -31,7 +31,7 @@ COUNTER = "num_batches_tracked"  # of torch's batch norm, which old files lack a
 # What trainings keep beside tensors and holds no code: their settings, and numbers of numpy, under the names of its versions, by what
 # stands for its own constructors: a state that a file makes up has these read beyond their memory.
 PLAIN: list[Any] = [argparse.Namespace, *((stands_for, ".".join(name)) for name, stands_for in GLOBALS.items())]
-OBJECT = r"(?:GLOBAL |but got <class ')([\w.]{1,80})"  # in torch's message on an object that it does not load
+OBJECT = r"(?:GLOBAL |but got <class ')([\w.]{1,80})|(an array of type \w{1,80})"  # in torch's message on an object that it does not load
 
 log = logging.getLogger("metarun")
 
@@ -69,8 +69,9 @@ def read_tensors(path: Path, key: str, extra: str = "timm") -> dict[str, Tensor]
         raise UserError(f"{key}: {not_imported('safetensors', error)}: pip install 'metarun[{extra}]'") from error
     except Exception as error:
         if isinstance(error, pickle.UnpicklingError) and (found := re.search(OBJECT, str(error))):
+            named = found[1] or found[2]
             raise UserError(
-                f"{key}: {path} holds Python objects beside its tensors ({found[1]}), which are not loaded, since they may run code; "
+                f"{key}: {path} holds Python objects beside its tensors ({named}), which are not loaded, since they may run code; "
                 "save the network's state_dict alone, torch.save(model.state_dict(), FILE)"
             ) from error
         raise UserError(f"{key}: {path} cannot be read; it is truncated, or no file of weights") from error

@@ -678,7 +678,7 @@ def test_objects_beside_tensors_are_named_and_never_made(weights: Path, tmp_path
     for content, named in (
         (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
         ({"net": state, "extra": Evil(tmp_path / "made")}, "posix.mkdir"),
-        ({"net": state, "extra": np.array([{}], dtype=object)}, "numpy.dtypes.ObjectDType"),
+        ({"net": state, "extra": np.array([{}], dtype=object)}, "an array of type O8"),
     ):
         torch.save(content, path)
         with pytest.raises(

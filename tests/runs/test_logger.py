@@ -62,6 +62,7 @@ def test_folder_has_all_and_nothing_unfinished(done: tuple[Outcome, Path]) -> No
         "events",
         "best.pt",
         "test_scores.npz",
+        "test_task.png",
         "last.pt",
     }
 
@@ -245,11 +246,11 @@ def test_picture_is_class_major_with_support_before_query(tmp_path: Path) -> Non
     )
 
 
-def test_regression_run_records_errors_and_no_picture(tmp_path: Path) -> None:
+def test_regression_run_records_errors_and_the_picture_of_a_function(tmp_path: Path) -> None:
     outcome = metarun(*SINUSOID, "train.log_every=3", f"outputs={tmp_path}")
     folder = run_folder(tmp_path)
     found, shown = result(folder), events(folder)
-    assert shown.Tags()["images"] == []
+    assert shown.Tags()["images"] == ["test/task"]
     assert {"train/loss", "val/loss", "val/mse", "val/mse_median", "test/mse_median_after_inner_steps"} <= set(
         shown.Tags()["scalars"]
     )

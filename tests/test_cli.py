@@ -649,7 +649,7 @@ def dangling_outputs(tmp_path: Path) -> list[str]:
     [
         (empty, ["data.root: folder ", "/root is empty"]),
         (empty_class, ["/root/val/nothing is empty"]),
-        (misspelt, ["there is no folder ", "did you mean pictures?"]),
+        (misspelt, ["there is no file or folder ", "did you mean pictures?"]),
         (short_archive, ["images_background.zip: 963 of 964 characters are missing: "]),
         (broken_archive, ["images_background.zip is not a whole zip archive"]),
         (no_archive, ["images_background", "download"]),

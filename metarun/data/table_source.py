@@ -273,14 +273,20 @@ class TableSource(DataSource):
             for number, row in zip(numbers, rows, strict=True)
         ]
 
-    def describe(self) -> dict[str, Any]:
-        sizes, parts = self.table.sizes, self.table.metadata.get("parts")
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the items and their division, which no name of a class is needed for."""
+        parts = self.table.metadata.get("parts")
         listing = "\n".join(f"{split}:{','.join(map(str, classes))}" for split, classes in self.splits.items())
         if parts:  # the items of a class lie part by part, so that their bytes do not tell where one ends
             listing += "".join(f"\n{part} of classes:{','.join(map(str, counts))}" for part, counts in parts.items())
+        return hashlib.sha256((self.table.fingerprint + listing).encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        sizes, parts = self.table.sizes, self.table.metadata.get("parts")
         same = self.undivided
         return {
-            "fingerprint": hashlib.sha256((self.table.fingerprint + listing).encode()).hexdigest(),
+            "fingerprint": self.fingerprint,
             "class_names": hashlib.sha256(json.dumps([self.table.names, self.table.groups]).encode()).hexdigest(),
             "classes": {split: len(classes) * self.turns for split, classes in self.splits.items()},
             "images": {split: int(sizes[classes].sum()) for split, classes in self.splits.items()},

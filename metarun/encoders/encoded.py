@@ -206,22 +206,29 @@ class EncodedSource(TableSource):
     def identities(self, rows: np.ndarray) -> list[str]:
         return self.source.identities(rows)
 
+    @property
+    def fingerprint(self) -> str:
+        depends = json.dumps([self.source.fingerprint, self._told()], sort_keys=True)
+        return hashlib.sha256(depends.encode()).hexdigest()
+
     def describe(self) -> dict[str, Any]:
         found = self.source.describe()
-        told = {
-            "class": type(self.encoder).__name__,
-            **self.encoder.identity(),
-            **{name: value for name, value in vars(self.encoding).items() if name != "batch_size"},
-        }
-        depends = json.dumps([found["fingerprint"], told], sort_keys=True)
         return {
             **found,
-            "fingerprint": hashlib.sha256(depends.encode()).hexdigest(),
+            "fingerprint": self.fingerprint,
             # By which a report compares them with runs on the items themselves.
             "before_encoding": found["fingerprint"],
             "input_shape": list(self.input_shape),
             "items": self.source.item,
-            "encoder": told,
+            "encoder": self._told(),
+        }
+
+    def _told(self) -> dict[str, Any]:
+        """All that the vectors depend on besides the items."""
+        return {
+            "class": type(self.encoder).__name__,
+            **self.encoder.identity(),
+            **{name: value for name, value in vars(self.encoding).items() if name != "batch_size"},
         }
 
 

@@ -224,7 +224,7 @@ class Cactus(PseudoTasks):
             raise self.missing
         if split not in self._partitions:
             key = {
-                "fingerprint": self.source.describe()["fingerprint"],
+                "fingerprint": self.source.fingerprint,
                 "split": split,
                 "clusters": self._count(split),
                 "normalize": self.images is not None and self.images.normalize,

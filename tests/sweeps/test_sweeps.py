@@ -395,7 +395,7 @@ def test_recipes_that_are_swept_are_given_the_words_that_each_has_a_use_for(tmp_
         (["checkpoint=null,nowhere"], "nowhere: is for testing a finished run; add recipe=test"),
         (
             ["recipe=test", "checkpoint={run},nowhere"],
-            "checkpoint=nowhere: there is no such run folder or file ch",
+            "checkpoint=nowhere: there is no such run folder or file (in the job ch",
         ),
         (["images=null,nowhere"], "this recipe has no use for it"),
     ],
@@ -673,6 +673,7 @@ def test_dry_run_lists_jobs_and_what_is_finished(tmp_path: Path) -> None:
 
 def test_roots_that_look_alike_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(local.Local, "here", False)  # nobody looks for these paths
     done = metarun("-m", "data=folder", "data.root=x/1,x_1,~/x 1", "outputs=o", "--dry-run")
     assert done.status == 0, done.err
     folders = {line.split()[-1] for line in done.out.splitlines()[:3]}

@@ -24,6 +24,8 @@ os.fsync = os.fstat
 # Sums of several threads have another order, so that what runs in this process would differ from processes of its own, and workers
 # beside each other would have more threads than there are cores. It is read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The library by which Python reads lines sets it for the processes that are started after it was imported, workers among them.
+os.environ.pop("COLUMNS", None)
 os.environ.setdefault("METARUN_DATA", str(ROOT.parent / "shared" / "data"))
 
 

@@ -516,7 +516,9 @@ def test_without_an_address_a_ray_is_started_and_a_signal_means_what_it_did(monk
         asked.append(address)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
-    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, nodes=list, shutdown=lambda: None))
+    spec = SimpleNamespace(origin="here")  # by which it counts as installed
+    stands_for = SimpleNamespace(__spec__=spec, init=init, nodes=list, shutdown=lambda: None)
+    monkeypatch.setitem(sys.modules, "ray", stands_for)
     try:
         with pytest.raises(UserError, match="this machine has 0 for a job"):
             next(ray.carry_out([], None, {"num_cpus": 1, "num_gpus": 0}))

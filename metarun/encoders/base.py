@@ -59,6 +59,15 @@ class Encoder(Checked, ABC):
 
     configured_by = "encoder"
 
+    item: ClassVar[Item]
+    fitted: ClassVar[bool] = False
+    features: int
+    settings: Mapping[str, Any] = {}
+    seen: Mapping[str, list[int]] = {}
+    origin: Origin | None = None
+    pretrained: bool = True
+    saw: str | None = None
+
     @classmethod
     def check_installed(cls, settings: Mapping[str, Any]) -> None:
         """Checks that the libraries and the weights which an encoder of these settings needs are installed.
@@ -69,15 +78,6 @@ class Encoder(Checked, ABC):
         Raises:
             UserError: One is not; it names the extra.
         """
-
-    item: ClassVar[Item]
-    fitted: ClassVar[bool] = False
-    features: int
-    settings: Mapping[str, Any] = {}
-    seen: Mapping[str, list[int]] = {}
-    origin: Origin | None = None
-    pretrained: bool = True
-    saw: str | None = None
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:

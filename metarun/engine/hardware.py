@@ -296,9 +296,8 @@ def set_up_process(settings: Any, world: World, device: torch.device) -> None:
     threads = settings.threads
     if threads is None and world.local_size > 1:
         threads = max(1, len(platform.cores()) // world.local_size)
-    elif (
-        threads is None and platform.quota()
-    ):  # which torch does not know: it takes a thread for every core that it sees
+    elif threads is None and platform.quota():
+        # Torch does not know it, and takes a thread for every core that it sees.
         threads = min(torch.get_num_threads(), len(platform.cores()))
     if threads:
         torch.set_num_threads(threads)

@@ -104,7 +104,9 @@ def quota(control_groups: Path = CONTROL_GROUPS) -> int | None:
     """
     for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # of version 2, and of version 1
         try:
-            most, period = map(int, " ".join((control_groups / name).read_text(encoding="utf-8") for name in names).split())
+            most, period = map(
+                int, " ".join((control_groups / name).read_text(encoding="utf-8") for name in names).split()
+            )
         except (OSError, ValueError):  # not there, or without a limit: "max 100000"
             continue
         if most > 0 < period:

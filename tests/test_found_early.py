@@ -112,7 +112,7 @@ def test_what_is_no_image_is_not_augmented(tmp_path: Path) -> None:
     (["encoder=run", "encoder.from=nowhere"], "encoder.from=nowhere: there is no such run folder or file"),
     (["test.data=[folder]", "test.data.folder.root=nowhere"], "test.data.folder.root: there is no file or folder nowhere"),
     (["recipe=transfer", "algo=baseline", "target=folder", "target.data.root=nowhere"], "target.data.root: there is no file or folder"),
-    (["hardware.processes=1000"], "hardware.processes=1000: share the tasks of a step, but train.tasks_per_step="),
+    (["hardware.processes=1000"], "hardware.processes=1000: processes share the tasks of a step, and train.tasks_per_step="),
 ])  # fmt: skip
 def test_what_is_not_there_is_told_before_a_table_is_built(
     words: list[str], missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

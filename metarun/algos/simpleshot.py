@@ -12,7 +12,7 @@ A class's centroid is the mean of its transformed features and is not made a uni
 Differences from the official code (mileyan/simple_shot, src/train.py):
 - There m is taken over all training images after training, in evaluation mode. Here it is the running mean of the features in training
   (`mean_momentum` for the newest batch; the mean of all batches so far, for as long as those are fewer than its inverse), so
-  that validation has it too, and the few latest hundred batches are what it knows.
+  that validation has it too, and it knows the latest few hundred batches alone.
 - There validation compares untransformed features, by their cosine in its configurations; here it does as testing does.
 - It trains by SGD at 0.1, 256 images a step, for 90 epochs, and tests the last weights beside those best on validation;
   the built-in configuration is Baseline's.

@@ -12,7 +12,7 @@ from metarun.core import ActivationHook, Backbone
 
 
 class Pixels(Backbone):
-    """`[B, ...]` to `[B, features]`, flattened and otherwise unchanged; nothing to train, and no block that takes a `activation_hook`.
+    """`[B, ...]` to `[B, features]`, flattened and otherwise unchanged; nothing to train, and no block that takes an `activation_hook`.
 
     ProtoNet on one shot of them is the nearest neighbour by Euclidean distance, MatchingNet by cosine. `norm`, which methods
     choose, normalises layers, and there are none.

@@ -344,7 +344,9 @@ class Config:
         Doc("What turns the items of the data sets into vectors, once; `encoder=` chooses one."),
     ] = field(default_factory=dict)
     wrapper: Annotated[
-        dict[str, Any], Given(("method", "validation")), Doc("What changes the training of the method, if anything.")
+        dict[str, Any],
+        Given(("method", "validation")),
+        Doc("What changes the training of the method, or its tasks, if anything."),
     ] = field(default_factory=dict)
     augment: Annotated[dict[str, Any], Given(), Doc("Random changes of training images; `augment=` chooses them.")] = (
         field(default_factory=dict)

@@ -69,7 +69,7 @@ def _try_out(settings: Any, key: str, like: torch.Tensor) -> None:
             part.step()
         except Exception as error:
             raise UserError(
-                f"{key}.{name}: the training loop cannot drive {type(part).__name__}, which it asks for a step() by the gradients alone "
+                f"{key}.{name}: the training loop cannot drive {type(part).__name__}, whose step() must need nothing but the gradients "
                 f"({first_line(error)}); take another, such as {known}"
             ) from error
 

@@ -75,7 +75,7 @@ def needs_reference(kind: str) -> bool:
 def labelled_rule(kind: str) -> str:
     """Says where the statistics come from when labelled images are classified, as `result.json` states it.
 
-    A prediction about a labelled image depends on no other test image, whatever the norm.
+    No norm makes the prediction for a labelled image depend on other test images.
     """
     rules = {"running": "running averages of the training", "group": "each image's own", "none": "none"}
     return rules.get(kind, f"those of up to {REFERENCE_IMAGES} training images, kept for every test image")

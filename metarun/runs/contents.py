@@ -20,7 +20,7 @@ CLASS_CURVE = "continual.png"  # over the classes that arrived
 
 # Folders of what a stage has done so far, to go on from.
 TARGET, CONTINUAL = "target", "continual"
-OF_REPEATS = "predictions"  # in the former: what each repeat predicted
+OF_REPEATS = "predictions"  # beside the former: what each repeat predicted
 
 REPORT = "report"  # in the folder around runs: the report over them
 

@@ -40,7 +40,10 @@ def check_training(algorithm: Algorithm, settings: Any, world: World, train: str
         return
     what = "batches" if algorithm.trains_on == "batches" else "sequences"
     for key in filter(None, (wrapper, f"{train}.noise.tasks" if settings.noise.tasks else None)):
-        raise UserError(f"{key}: is of training tasks, but {name} trains on {what} of images")
+        raise UserError(
+            f"{key}: is of training tasks, but {name} trains on {what} of images; leave it out, or take a method that trains on "
+            "tasks (algo=protonet, say)"
+        )
     if algorithm.trains_on == "sequences":
         return
     if not shared:
@@ -48,12 +51,12 @@ def check_training(algorithm: Algorithm, settings: Any, world: World, train: str
     if drops := drawing(algorithm):
         raise UserError(
             f"hardware.processes={world.size}: {type(drops[0]).__name__} in the network draws for the whole batch of {name} at once, "
-            "which no process would have; use hardware.threads instead"
+            "and each process would have a part of it; use hardware.threads instead"
         )
     if algorithm.backbone.couples_rows:
         raise UserError(
-            f"hardware.processes={world.size}: {name} normalises by the statistics of its whole batch, which "
-            "no process would have; use hardware.threads instead, or backbone.norm=group (and backbone.drop_rate=0)"
+            f"hardware.processes={world.size}: {name} normalises by the statistics of its whole batch, and "
+            "each process would have a part of it; use hardware.threads instead, or backbone.norm=group (and backbone.drop_rate=0)"
         )
 
 
@@ -76,7 +79,8 @@ def check_shares(settings: Any, world: World, train: str) -> None:
     """
     if settings.steps > 0 and world.size > max(1, settings.tasks_per_step):
         raise UserError(
-            f"hardware.processes={world.size}: share the tasks of a step, but {train}.tasks_per_step={settings.tasks_per_step}"
+            f"hardware.processes={world.size}: processes share the tasks of a step, and {train}.tasks_per_step={settings.tasks_per_step}; "
+            f"use at most hardware.processes={max(1, settings.tasks_per_step)}"
         )
 
 

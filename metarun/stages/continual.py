@@ -51,7 +51,9 @@ class Continual(Stage):
     def prepare(self, run: Run) -> None:
         config, norm = run.config.continual, run.algorithm.backbone.norm
         if run.data.kind != "classification":
-            raise UserError("recipe=continual: shows classes one after the other, but the data are regression tasks")
+            raise UserError(
+                "recipe=continual: shows classes one after the other, but the data are regression tasks; try data=omniglot"
+            )
         if batch_norm.needs_reference(norm):
             raise UserError(
                 f"backbone.norm={norm}: normalises by a set of images, but in recipe=continual they come one at a time; use "

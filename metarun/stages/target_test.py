@@ -45,7 +45,7 @@ class TargetTest(Stage):
         if algorithm.spec.outputs != len(run.target.names) and algorithm.uses_target != "labels":
             raise UserError(
                 f"target: has {len(run.target.names)} classes, but the source {algorithm.spec.outputs}; without training on "
-                "the target's labels both must have the same"
+                "the target's labels both must have the same; use recipe=transfer, which trains on them"
             )
         if algorithm.uses_target != "labels" and run.data.members:
             refuse_other_places(

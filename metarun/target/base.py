@@ -136,8 +136,8 @@ class TargetMethod(Checked, ABC):
     """From a learner and the labelled training images of a target to a classifier of further images.
 
     Its keyword-only settings are its configuration. `source` is None where the recipe trains on none. The learner itself is
-    left as it is. Whatever the backbone's norm, the statistics of a classifier are those of training images: a prediction
-    depends on no other test image (see `metarun.ops.batch_norm.keep_statistics`).
+    left as it is. Whatever the backbone's norm, the statistics of a classifier are those of training images
+    (`metarun.ops.batch_norm.keep_statistics`): unless it is `transductive`, a prediction depends on no other test image.
     """
 
     configured_by = "transfer"
@@ -150,7 +150,10 @@ class TargetMethod(Checked, ABC):
         self.source = source
         self.augment: Callable[[Tensor], Tensor] = unchanged  # of training images
         if self.needs_source and source is None:
-            raise UserError(f"transfer: {type(self).__name__} goes on using the source, but this recipe trains on none")
+            raise UserError(
+                f"transfer: {type(self).__name__} goes on using the source, but this recipe trains on none; use recipe=transfer, or "
+                "another way, such as transfer=all"
+            )
 
     @abstractmethod
     def fit(self, train: Batch, classes: int) -> TargetClassifier:

@@ -151,5 +151,5 @@ class Shuffled:
 def _rate(optimizer: Callable[..., Any]) -> float:
     rate = getattr(optimizer, "keywords", {}).get("lr")
     if rate is None:
-        raise UserError("transfer.optimizer.lr: must be given")
+        raise UserError("transfer.optimizer.lr: must be given (transfer.optimizer.lr=0.001)")
     return float(rate)

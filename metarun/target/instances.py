@@ -195,7 +195,7 @@ class InstanceTransfer(TargetMethod):
 
 
 class TrAdaBoost(InstanceTransfer):
-    """Boosting that raises the weight of target images it is wrong of, and lowers that of such source images.
+    """Boosting that raises the weight of target images that it is wrong about, and lowers that of such source images.
 
     Args:
         rounds: The rounds of boosting.

@@ -15,7 +15,7 @@ METHOD = "method."  # what the names of the method's weights begin with among th
 
 
 class Wrapper(Checked, nn.Module, ABC):
-    """Holds a method and replaces its training loss, and nothing else of it.
+    """Holds a method and replaces its training loss, or the tasks that it is given, and nothing else of it.
 
     The method stays the algorithm of the run: validation, tests, later stages and `best.pt` have it alone. What a wrapper
     learns itself is trained with the method's weights, and lies in `last.pt` beside them. A wrapper that makes other tasks of

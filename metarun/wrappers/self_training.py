@@ -59,7 +59,9 @@ class SelfTraining(Wrapper):
         super().__init__(method)
         name = type(method).__name__
         if method.spec.kind == "regression":
-            raise UserError("wrapper=self_training: predicts labels, but the data are regression tasks")
+            raise UserError(
+                "wrapper=self_training: predicts labels, but the data are regression tasks; leave the wrapper out"
+            )
         if method.equal_classes:
             raise UserError(
                 f"wrapper=self_training: makes classes of different sizes, and {name} needs equal ones; take another method"

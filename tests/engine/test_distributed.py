@@ -266,7 +266,10 @@ def test_a_stage_for_one_process_is_given_one(tmp_path: Path, monkeypatch: pytes
 def test_more_processes_than_tasks_is_refused(tmp_path: Path) -> None:
     outcome = metarun(*SHARED, "hardware.processes=6", f"outputs={tmp_path}")
     assert outcome.status == 2
-    assert outcome.said == ["metarun: hardware.processes=6: share the tasks of a step, but train.tasks_per_step=5"]
+    assert outcome.said == [
+        "metarun: hardware.processes=6: processes share the tasks of a step, and train.tasks_per_step=5; use at most "
+        "hardware.processes=5"
+    ]
     assert not list(tmp_path.iterdir())
 
 
@@ -276,7 +279,7 @@ def test_more_processes_than_tasks_is_refused(tmp_path: Path) -> None:
         ("train.stesp=6", "train.stesp: there is no such key"),  # every rank meets it
         (
             "train.tasks_per_step=1",
-            "hardware.processes=2: share the tasks of a step, but train.tasks_per_step=1",
+            "hardware.processes=2: processes share the tasks of a step, and train.tasks_per_step=1; use at most hardware.processes=1",
         ),  # rank 0
     ],
 )

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,15 @@ def test_a_list_that_cannot_be_is_refused_in_one_line(stages: str, saying: str, 
 def test_no_stage_takes_the_place_of_what_another_works_on_or_has_found(order: list[Stage], saying: str) -> None:
     with pytest.raises(UserError, match=f"^recipe.stages: {saying}"):
         check_order(order)
+
+
+def test_a_target_of_other_classes_is_not_tested_without_its_labels() -> None:
+    algorithm = SimpleNamespace(has_classes=True, spec=SimpleNamespace(outputs=3), uses_target="images")
+    run: Any = SimpleNamespace(target=SimpleNamespace(names=["a", "b"]), algorithm=algorithm)
+    with pytest.raises(
+        UserError, match=r"^target: has 2 classes, but the source 3; .*; use recipe=transfer, which trains on them$"
+    ):
+        TargetTest().prepare(run)
 
 
 def test_orders_in_which_all_that_is_done_is_used_are_allowed() -> None:

@@ -164,6 +164,13 @@ def test_the_last_half_of_the_rounds_votes(monkeypatch: pytest.MonkeyPatch) -> N
     assert chosen == pytest.approx(votes[2:])
 
 
+def test_without_a_source_it_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"^transfer: TrAdaBoost .* this recipe trains on none; use recipe=transfer, or "
+    ):
+        TrAdaBoost(learner())
+
+
 def test_a_vote_is_of_probabilities() -> None:
     method, train, x = (
         TrAdaBoost(learner(), Given(lambda count: turned(False, count)), rounds=3),

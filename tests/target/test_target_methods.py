@@ -485,6 +485,11 @@ def test_l2_head_draws_the_head_alone_and_to_zero(learner: Baseline) -> None:
         torch.testing.assert_close(value, body[name])
 
 
+def test_without_a_learning_rate_it_is_refused(learner: Baseline) -> None:
+    with pytest.raises(UserError, match=r"^transfer\.optimizer\.lr: must be given \(transfer\.optimizer\.lr=0\.001\)$"):
+        FineTuning(learner, optimizer=torch.optim.SGD).fit(images("train", 4), 4)
+
+
 def test_batches_of_fine_tuning_are_epochs_without_a_single_image() -> None:
     draws = Shuffled(33, 16)
     sizes = [len(draws.next()) for _ in range(4)]

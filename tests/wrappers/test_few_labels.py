@@ -6,6 +6,7 @@ import math
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -364,6 +365,9 @@ def test_what_cannot_be_trained_by_itself_is_refused() -> None:
     ):
         wrapped("reptile", in_training=True)
     wrapped("reptile")
+    regression: Any = SimpleNamespace(spec=SimpleNamespace(kind="regression"), whole_batch=False)
+    with pytest.raises(UserError, match=r"^wrapper=self_training: .* regression tasks; leave the wrapper out$"):
+        SelfTraining(regression, lambda start, stop: pytest.fail("no task is drawn"))
 
 
 @pytest.mark.parametrize("algo", ["baseline", "oml"])

@@ -23,6 +23,7 @@ from metarun.text import shown_path
 
 MADE_AGAIN = "delete it to have it made again"  # advice where a stored file is damaged
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)  # two numbers on macOS, which says the last
+MOST_BYTES = 2**31  # of the arrays in a file: the scores of a million episodes after each of a hundred steps have less
 END = 2**16  # bytes of the end of a file of lines that are read first
 LEVELS = 64  # of JSON within JSON: metarun writes ten, and what goes through values calls itself for each
 TOO_DEEP = "it is nested too deeply"
@@ -391,6 +392,7 @@ def read_arrays(path: Path, advice: str, names: Sequence[str]) -> dict[str, Any]
     import numpy as np
 
     try:
+        _check_size(path)
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             found = dict(stored)
     except OSError as error:
@@ -401,6 +403,16 @@ def read_arrays(path: Path, advice: str, names: Sequence[str]) -> dict[str, Any]
     if missing := [name for name in names if name not in found]:
         raise UserError(f"{shown_path(path)}: is damaged (it has no {missing[0]}); {advice}")
     return found
+
+
+def _check_size(path: Path) -> None:
+    """Raises `zipfile.BadZipFile` for an `.npz` file whose arrays are to have more bytes than any that metarun writes.
+
+    Nothing of it was unpacked then: a megabyte of it can hold a gigabyte.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if (size := sum(member.file_size for member in archive.infolist())) > MOST_BYTES:
+            raise zipfile.BadZipFile(f"arrays of {size} bytes")
 
 
 @contextlib.contextmanager

@@ -208,7 +208,7 @@ def make_images(root: Path, classes: int = 4, per_class: int = 6, side: int = 16
     return root
 
 
-ARCHIVE_HARMS = ("changed", "lzma", "password", "unknown compression")
+ARCHIVE_HARMS = ("changed", "lzma", "password", "unknown compression", "more than the memory")
 
 
 def harm_archive(path: Path, harm: str) -> None:
@@ -220,13 +220,15 @@ def harm_archive(path: Path, harm: str) -> None:
         start = member.header_offset + 30 + len(member.filename)
         if harm in ("changed", "lzma"):  # of LZMA after 4 bytes that say how long its properties are
             raw[start + 4 : start + 14] = bytes(byte ^ 0xFF for byte in raw[start + 4 : start + 14])
-    for mark, flags, method in ((b"PK\3\4", 6, 8), (b"PK\1\2", 8, 10)):
+    for mark, flags, method, size in ((b"PK\3\4", 6, 8, 22), (b"PK\1\2", 8, 10, 24)):
         place = -1
         while (place := raw.find(mark, place + 1)) >= 0:
             if harm == "password":
                 raw[place + flags] |= 1
             elif harm == "unknown compression":
                 raw[place + method] = 97
+            elif harm == "more than the memory":
+                raw[place + size : place + size + 4] = (2**32 - 2).to_bytes(4, "little")
     path.write_bytes(raw)
 
 

@@ -1,4 +1,4 @@
-"""Archives that are damaged, or compressed in a way that cannot be read."""
+"""Archives that are damaged, compressed in a way that cannot be read, or hold more than the memory."""
 
 from __future__ import annotations
 
@@ -20,3 +20,26 @@ BROKEN_ARCHIVE = (
     zipfile.BadZipFile, gzip.BadGzipFile, tarfile.TarError, zlib.error, LZMA_ERROR, struct.error, EOFError, UnicodeDecodeError,
     RuntimeError,
 )  # fmt: skip
+
+LARGEST_PICTURE = 2**26  # bytes of a published image file, of which no data set has one a tenth of that
+
+
+def content_of(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """Reads a member of a zip archive, which may say in a thousandth of its bytes to hold more than the memory.
+
+    Args:
+        archive: The archive.
+        name: The member.
+        most: The most bytes that it may have, by the header, beyond which no reader goes.
+
+    Raises:
+        zipfile.BadZipFile: It has more.
+    """
+    refuse_larger(name, archive.getinfo(name).file_size, most)
+    return archive.read(name)
+
+
+def refuse_larger(name: str, size: int, most: int) -> None:
+    """Raises `zipfile.BadZipFile` for a member of an archive that is to have more bytes than any of the published one's."""
+    if size > most:
+        raise zipfile.BadZipFile(f"{name} is to have {size:,} bytes, and {most:,} are the most here")

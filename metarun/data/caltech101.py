@@ -15,7 +15,7 @@ from typing import IO, Annotated, Any, Literal
 import numpy as np
 
 from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
-from metarun.data.archives import BROKEN_ARCHIVE
+from metarun.data.archives import BROKEN_ARCHIVE, LARGEST_PICTURE, content_of, refuse_larger
 from metarun.data.download import download as fetch
 from metarun.data.file_names import visible
 from metarun.data.image_ops import for_episodes, picture
@@ -134,7 +134,7 @@ def pictures(source: Path) -> Iterator[tuple[str, str, bytes]]:
                     yield from _unpacked(file)
             for name, member in ((name, PurePosixPath(name)) for name in names):
                 if _wanted(member):
-                    yield member.parent.name, member.name, archive.read(name)
+                    yield member.parent.name, member.name, content_of(archive, name, LARGEST_PICTURE)
     except BROKEN_ARCHIVE as error:
         raise UserError(
             f"data caltech101: {source} is not a whole archive ({error}); get it again from {ADDRESS}"
@@ -147,6 +147,7 @@ def _unpacked(file: IO[bytes]) -> Iterator[tuple[str, str, bytes]]:
             for member in archive:
                 path = PurePosixPath(member.name)
                 if member.isfile() and _wanted(path) and (inside := archive.extractfile(member)):
+                    refuse_larger(member.name, member.size, LARGEST_PICTURE)
                     yield path.parent.name, path.name, inside.read()
         while whole.read(2**20):  # up to its checksum
             pass

@@ -48,15 +48,22 @@ def refuse_where_none_may(missing: str) -> None:
         raise UserError(missing)
 
 
+def refuse_file(root: Path) -> None:
+    """Raises `UserError` where what should be the folder of a data set is a file, the archive itself say."""
+    if root.is_file():
+        raise UserError(f"data root {root}: is a file; give the folder that it lies in, {root.parent}")
+
+
 def download(address: str, path: Path, *, checksum: str) -> Path:
     """Fetch `address` to `path` unless a file is there already; returns `path`.
 
     `checksum` is the hexadecimal digest of the whole file: 32 digits are MD5, 64 are SHA-256. A file that was there
-    before is not checked, for it may be packed anew by hand. Raises `UserError` where the folder cannot be written, the
+    before is not checked, for it may be packed anew by hand. Raises `UserError` where the folder is none or cannot be written, the
     address cannot be reached, and the file that came is not the published one.
     """
     if path.is_file():
         return path
+    refuse_file(path.parent)
     refuse_where_none_may(f"data root {path.parent}: there is no {path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import numpy as np
 from metarun.config.types import FilePath, PositiveInt
 from metarun.data.cifar100 import official
 from metarun.data.decoding import THREADS
+from metarun.data.download import refuse_file
 from metarun.data.fewshot_files import (
     LIST_FOLDERS,
     Layout,
@@ -200,6 +201,7 @@ class FewShot(ImageSource):
 
 
 def _find(dataset: str, folder: Path) -> tuple[Layout, dict[Split, list[Path]]]:
+    refuse_file(folder)
     release, lacking = RELEASES[dataset], None
     for top in tops(folder):
         for layout in release.layouts:

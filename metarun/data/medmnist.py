@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 
 from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
-from metarun.data.archives import BROKEN_ARCHIVE
+from metarun.data.archives import BROKEN_ARCHIVE, refuse_larger
 from metarun.data.download import download as fetch
 from metarun.data.image_ops import Labelled, by_class, for_episodes
 from metarun.data.image_source import ImageSource
@@ -166,6 +166,9 @@ def _read(path: Path, flag: str, release: Published, side: int) -> dict[Split, L
     parts: dict[Split, Labelled] = {}
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:  # numpy leaves a broken one open
+            pixels = sum(release.images) * side**2 * (3 if release.channels == 3 else 1)
+            for member in file.zip.infolist():  # before any is unpacked; one of another type is told of below
+                refuse_larger(member.filename, member.file_size, 8 * pixels)
             for split, count in zip(SPLITS, release.images, strict=True):
                 images, labels = file[f"{split}_images"], file[f"{split}_labels"]
                 shape = (count, side, side) + ((3,) if release.channels == 3 else ())
@@ -179,7 +182,7 @@ def _read(path: Path, flag: str, release: Published, side: int) -> dict[Split, L
                         f"data {flag}: {path}: {split} holds a label beyond 0 to {release.classes - 1}; {again}"
                     )
                 parts[split] = images, labels[:, 0].astype(np.int64)
-    except (TypeError, ValueError, KeyError, *BROKEN_ARCHIVE) as error:
+    except (TypeError, ValueError, KeyError, MemoryError, *BROKEN_ARCHIVE) as error:  # a header may ask for any memory
         raise UserError(f"data {flag}: {path} is not a whole npz file of MedMNIST's ({error}); {again}") from error
     return parts
 

@@ -113,22 +113,25 @@ def idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     IDX: two zero bytes, the kind of the values (8: unsigned bytes), the number of axes, the length of each as a big-endian
     32-bit integer, the values. Raises `UserError` for any other file.
     """
+    start = 4 + 4 * len(shape)
     try:
         with gzip.open(path) as file:
-            raw = file.read()
+            # A byte too many is refused below, and no further one is unpacked.
+            raw = file.read(start + math.prod(shape) + 1)
     except BROKEN_ARCHIVE as error:
         raise UserError(
             f"data mnist: {path} is not a whole gzip file ({error}); get it again from {ADDRESS}{path.name}"
         ) from error
-    start = 4 + 4 * len(shape)
     if raw[:4] != bytes([0, 0, 8, len(shape)]) or len(raw) < start:
         raise UserError(
             f"data mnist: {path} is not an IDX file of {len(shape)}-dimensional bytes; get it again from {ADDRESS}{path.name}"
         )
     found = tuple(np.frombuffer(raw, ">u4", len(shape), 4).tolist())
-    if found != shape or len(raw) - start != math.prod(shape):
+    size, whole = len(raw) - start, math.prod(shape)
+    if found != shape or size != whole:
+        told = f"more than {whole}" if size > whole else f"{size}"
         raise UserError(
-            f"data mnist: {path}: holds {len(raw) - start} bytes for shape {list(found)}, MNIST has {list(shape)}; "
+            f"data mnist: {path}: holds {told} bytes for shape {list(found)}, MNIST has {list(shape)}; "
             f"get it again from {ADDRESS}{path.name}"
         )
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from metarun.config.types import FilePath, Len, PositiveFloat, Seed
 from metarun.core import Episodes, TaskShape, count_text, largest, least, together
-from metarun.data.archives import BROKEN_ARCHIVE
+from metarun.data.archives import BROKEN_ARCHIVE, content_of
 from metarun.data.image_batches import allot, generator
 from metarun.data.sampler import distinct, uniforms
 from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Split, refuse_classes
@@ -44,6 +44,7 @@ GENRES = 19  # flags of a film in u.item
 FILES = {"u.data": ("\t", 4), "u.item": ("|", 5 + GENRES), "u.user": ("|", 5)}  # separators, and fields of a line
 BETWEEN = {"\t": "tabs", "|": "bars"}
 DIGITS = 18  # of a number at most
+LARGEST = 2**27  # bytes of a file in an archive; the published ones have 2 MB at most
 RATIOS = (0.7, 0.1, 0.2)  # of users, and of films, for training, validation and testing
 LEAST, MOST = 1, 5  # of a rating
 OLDEST = 120  # years of a user
@@ -229,7 +230,7 @@ def _content(root: Path, name: str) -> tuple[bytes, str]:
             with zipfile.ZipFile(archive) as opened:
                 for member in opened.namelist():
                     if member.rpartition("/")[2] == name:
-                        return opened.read(member), f"{shown_path(archive)}, {name}"
+                        return content_of(opened, member, LARGEST), f"{shown_path(archive)}, {name}"
         except (OSError, *BROKEN_ARCHIVE) as error:
             raise UserError(f"data.root: {shown_path(archive)}: cannot be read ({error})") from error
     raise UserError(

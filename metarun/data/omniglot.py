@@ -16,7 +16,7 @@ from PIL import Image, ImageChops
 
 from metarun import files
 from metarun.config.types import FilePath, PositiveInt, Seed
-from metarun.data.archives import BROKEN_ARCHIVE
+from metarun.data.archives import BROKEN_ARCHIVE, content_of
 from metarun.data.download import download
 from metarun.data.file_names import visible
 from metarun.data.image_source import ImageSource
@@ -30,6 +30,7 @@ ADDRESS = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/
 CHECKSUMS = {"background": "68d2efa1b9178cc56df9314c21c6e718", "evaluation": "6b91aef0f799c5bb55b94e3f2daec811"}
 SIDE = 105  # pixels of an original drawing
 DRAWINGS = 20  # of each character
+LARGEST = 2**20  # bytes of a drawing; the published ones have less than a thousand
 SPLITS = ("vinyals", "lake", "random")
 RANDOM_TRAIN, RANDOM_VAL = 1100, 100  # characters; the other 423 are for testing
 LAKE_VAL = 5  # alphabets
@@ -165,7 +166,9 @@ def _read(source: Path, characters: list[Character], size: int) -> Iterator[Clas
     try:
         with zipfile.ZipFile(source) as archive:
             members = [PurePosixPath(name) for name in archive.namelist() if name.endswith(".png")]
-            yield from _decode(source, members, lambda member: archive.read(str(member)), characters, size)
+            yield from _decode(
+                source, members, lambda member: content_of(archive, str(member), LARGEST), characters, size
+            )
     except BROKEN_ARCHIVE as error:
         raise UserError(
             f"data omniglot: {source} is not a whole zip archive ({error}); get it again from {ADDRESS}{source.name}"
@@ -209,11 +212,11 @@ def _ink(source: Path, member: PurePath, raw: bytes, size: int) -> np.ndarray:
     """One drawing, uint8 `[size, size]`, the ink bright."""
     try:
         with Image.open(io.BytesIO(raw)) as file:
+            if file.size != (SIDE, SIDE):  # before they are decoded, which could be more than the memory holds
+                raise UserError(
+                    f"data omniglot: {source}: {member} has {file.width}x{file.height} pixels, expected {SIDE}x{SIDE}"
+                )
             image = file.convert("L")
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"data omniglot: {source}: {member} cannot be decoded ({error})") from error
-    if image.size != (SIDE, SIDE):
-        raise UserError(
-            f"data omniglot: {source}: {member} has {image.width}x{image.height} pixels, expected {SIDE}x{SIDE}"
-        )
     return np.asarray(ImageChops.invert(image).resize((size, size), Image.Resampling.LANCZOS))

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from metarun.errors import UserError
+from metarun.errors import UserError, first_line
 
 PLAIN = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[SU]\d+")  # codes of types whose arrays hold no objects
 
@@ -118,7 +118,14 @@ def read(file: BinaryIO, where: str, name: str) -> Any:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # a broken pickle raises whatever its bytes happen to say
-        raise UserError(f"data {name}: {where} is not a whole pickle of arrays ({error})") from error
+        raise UserError(f"data {name}: {where} is not a whole pickle of arrays ({_told(error)})") from error
+
+
+def _told(error: Exception) -> str:
+    """What is wrong with a pickle: Python's reader has a bare number for a byte that it does not know, and nothing to say of the end."""
+    if isinstance(error, KeyError):
+        return f"{error.args[0]} is no code of a pickle"
+    return "it ends too early" if isinstance(error, EOFError) else first_line(error)
 
 
 def _plain(value: Any, left: Iterator[int]) -> Any:

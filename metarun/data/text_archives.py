@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from metarun.data.download import download
+from metarun.data.download import download, refuse_file
 from metarun.data.table import data_root
 from metarun.errors import UserError
 from metarun.files import typed_path
@@ -24,10 +24,11 @@ def published_files(
         may_download: Whether a file that is missing is downloaded.
 
     Raises:
-        UserError: A file is missing and cannot be downloaded.
+        UserError: A file is missing and cannot be downloaded, or the folder is a file.
     """
     beside = data_root() / "text" / name
     folder = typed_path(root).absolute() if root else beside if beside.is_dir() else data_root() / name
+    refuse_file(folder)
     found = {}
     for file, checksum in checksums.items():
         path = folder / file

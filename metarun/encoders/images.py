@@ -108,19 +108,7 @@ class ImageEncoder(Encoder):
         return found.float()
 
     def changed(self, items: Any, view: int) -> Tensor:
-        """Random crops, resized, every other one mirrored; a function of each image's pixels and of `view`."""
-        images = torch.as_tensor(items)
-        draws = torch.from_numpy(np.stack([_draws(image.numpy(), view) for image in images]))
-        area = CROPPED[0] + draws[:, 0] * (CROPPED[1] - CROPPED[0])
-        stretch = torch.exp((2 * draws[:, 1] - 1) * math.log(STRETCHED) / 2)
-        wide, high = (area.sqrt() * stretch).clamp(max=1), (area.sqrt() / stretch).clamp(max=1)
-        grid = torch.zeros(len(images), 2, 3)
-        grid[:, 0, 0] = torch.where(draws[:, 2] < 0.5, wide, -wide)
-        grid[:, 1, 1] = high
-        grid[:, 0, 2], grid[:, 1, 2] = (2 * draws[:, 3] - 1) * (1 - wide), (2 * draws[:, 4] - 1) * (1 - high)
-        places = F.affine_grid(grid, list(images.shape), align_corners=False)
-        found = F.grid_sample(images.float(), places, padding_mode="border", align_corners=False)
-        return found.round().clamp(0, 255).to(torch.uint8)
+        return changed_images(items, view)
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: value.detach().cpu() for name, value in self.network.state_dict().items()}
@@ -129,6 +117,27 @@ class ImageEncoder(Encoder):
         self.network.load_state_dict(dict(tensors))
         self._folded = None
         self.digest = digest_of(self.network)
+
+
+def changed_images(items: Any, view: int) -> Tensor:
+    """Makes changed copies of images: random crops, resized, every other one mirrored.
+
+    Args:
+        items: The images, uint8 `[n, C, H, W]`.
+        view: The number of the copy, of which and of each image's pixels its change is a function.
+    """
+    images = torch.as_tensor(items)
+    draws = torch.from_numpy(np.stack([_draws(image.numpy(), view) for image in images]))
+    area = CROPPED[0] + draws[:, 0] * (CROPPED[1] - CROPPED[0])
+    stretch = torch.exp((2 * draws[:, 1] - 1) * math.log(STRETCHED) / 2)
+    wide, high = (area.sqrt() * stretch).clamp(max=1), (area.sqrt() / stretch).clamp(max=1)
+    grid = torch.zeros(len(images), 2, 3)
+    grid[:, 0, 0] = torch.where(draws[:, 2] < 0.5, wide, -wide)
+    grid[:, 1, 1] = high
+    grid[:, 0, 2], grid[:, 1, 2] = (2 * draws[:, 3] - 1) * (1 - wide), (2 * draws[:, 4] - 1) * (1 - high)
+    places = F.affine_grid(grid, list(images.shape), align_corners=False)
+    found = F.grid_sample(images.float(), places, padding_mode="border", align_corners=False)
+    return found.round().clamp(0, 255).to(torch.uint8)
 
 
 def described(recipe: TrainingImages) -> dict[str, Any]:

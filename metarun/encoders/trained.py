@@ -20,7 +20,7 @@ from metarun.data.image_batches import to_shape
 from metarun.data.image_source import standardiser
 from metarun.data.table_source import TableSource
 from metarun.encoders.base import Encoder
-from metarun.encoders.images import digest_of
+from metarun.encoders.images import changed_images, digest_of
 from metarun.engine import checkpoint, origins
 from metarun.errors import UserError, lacks
 from metarun.files import typed_path
@@ -113,6 +113,9 @@ class Trained(Encoder):
         images = standardiser(mean, deviation, pixels.device)(to_shape(pixels, self.read_shape))
         found: Tensor = self.backbone(to_shape(images, self.input_shape))
         return found.float()
+
+    def changed(self, items: Any, view: int) -> Tensor:
+        return changed_images(items, view)
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: value.detach().cpu() for name, value in self.backbone.state_dict().items()}

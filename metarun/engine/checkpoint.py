@@ -19,10 +19,9 @@ from metarun import files
 from metarun.errors import UserError, lacks, nearest
 from metarun.files import typed_path
 from metarun.runs import contents
-from metarun.runs.result import STAGES
+from metarun.runs.result import DAMAGED, MADE_BY, STAGES
 from metarun.text import shell_path, shown_path
 
-MADE_BY = "made_by"  # of a checkpoint: the digest of all that its training depends on
 NAMED = 8  # runs of a folder are listed by a message, at most
 
 
@@ -47,7 +46,8 @@ def load(path: Path, device: torch.device | str = "cpu", made_by: str | None = N
     Args:
         path: The file.
         device: Where its tensors are put.
-        made_by: The digest of the training that it must be of, which one of an earlier version does not have; None for any.
+        made_by: The digest of the training that it must be of, which one of an earlier version does not have; None for that of the
+            finished training whose folder it lies in, or for any where there is none, or one of an earlier version.
 
     Returns:
         The state that was saved.
@@ -66,12 +66,23 @@ def load(path: Path, device: torch.device | str = "cpu", made_by: str | None = N
         raise UserError(f"checkpoint {path}: cannot be read, {damage}; {_advice(path)}") from error
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise UserError(f"checkpoint {path}: holds no model of metarun; {_advice(path)}")
+    made_by = _trained_here(path.parent) if made_by is None else made_by
     if made_by is not None and state.get(MADE_BY, made_by) != made_by:
         raise UserError(
             f"checkpoint {path}: is of another training, with other settings or data; bring the right file back, or "
             f"{_advice(path)}"
         )
     return state
+
+
+def _trained_here(folder: Path) -> str | None:
+    """The digest of the finished training, of a run or of a stage, whose folder this is; None where none says it."""
+    again = f"delete {shown_path(folder)} to have it trained again"
+    for name, advice in ((contents.RESULT, DAMAGED), (contents.STAGE, again)):
+        if (folder / name).is_file():
+            made_by = files.read_json(folder / name, advice).get(MADE_BY)
+            return made_by if isinstance(made_by, str) else None
+    return None
 
 
 def _advice(path: Path) -> str:

@@ -21,7 +21,7 @@ from metarun.engine.train_state import Clock, TrainState
 from metarun.errors import Diverged, Pruned
 from metarun.runs import contents, seen
 from metarun.runs.logger import RunLogger
-from metarun.runs.result import ITEMS_PER_SECOND, TASKS_PER_SECOND, TRAIN_SECONDS, TRAIN_STEPS
+from metarun.runs.result import ITEMS_PER_SECOND, MADE_BY, TASKS_PER_SECOND, TRAIN_SECONDS, TRAIN_STEPS
 
 log = logging.getLogger("metarun")
 
@@ -196,7 +196,7 @@ class Training:
     def _origin(self) -> dict[str, Any]:
         """Gives what both checkpoints say of where they come from."""
         made_by = self.learner.made_by
-        return {seen.KEY: self.learner.seen, **({checkpoint.MADE_BY: made_by} if made_by is not None else {})}
+        return {seen.KEY: self.learner.seen, **({MADE_BY: made_by} if made_by is not None else {})}
 
 
 def fit(

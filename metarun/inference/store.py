@@ -223,11 +223,17 @@ def _from_file(path: Path, shown: str) -> Stored:
         raise UserError(f"{shown}: is damaged, it lacks a part of a classifier ({lacks(error)})") from error
 
 
-def _weights_of(values: dict[str, Any], folder: Path, shown: str) -> Path:
+def _weights_of(found: dict[str, Any], values: dict[str, Any], folder: Path, shown: str) -> Path:
     """The file of the weights that a run has, or that it tested.
 
+    Args:
+        found: The run's result.
+        values: What it says of its learner.
+        folder: The run's.
+        shown: What errors are about.
+
     Raises:
-        UserError: There is none.
+        UserError: There is none, or it holds others by now than those that were tested.
     """
     if not values["weights"]:
         return checkpoint.weights_file("checkpoint", str(folder))
@@ -236,7 +242,13 @@ def _weights_of(values: dict[str, Any], folder: Path, shown: str) -> Path:
         raise UserError(
             f"{shown}: tests the weights of {shown_path(tested)}, which is there no more; give the folder that has them"
         )
-    return checkpoint.weights_file("checkpoint", str(tested))
+    weights = checkpoint.weights_file("checkpoint", str(tested))
+    if found.get(result.CHECKPOINT_DIGEST, digest := checkpoint.digest(weights)) != digest:
+        raise UserError(
+            f"{shown}: tested other weights than {shown_path(weights)} has now; give the folder that has them, {shown_path(tested)}, "
+            "or test them anew"
+        )
+    return weights
 
 
 def _from_run(folder: Path, shown: str, chosen: Path | None = None) -> Stored:
@@ -266,7 +278,7 @@ def _from_run(folder: Path, shown: str, chosen: Path | None = None) -> Stored:
             raise UserError(
                 f"{shown}: was made by metarun {version}, and this is metarun {metarun.__version__}; use that version, or train again"
             )
-        weights = chosen or _weights_of(values, folder, shown)
+        weights = chosen or _weights_of(found, values, folder, shown)
         return Stored(
             Blueprint.stored(values["blueprint"], path),
             Preprocessing.stored(values["preprocessing"], path),

@@ -104,6 +104,7 @@ SELECTED_BY = "selected_by"  # in the protocol
 NOT_TRAINED = "no selection: nothing was trained"  # of the weights, under `selected_by`
 VALIDATED_ONCE = "no selection: validated once, after the last step"
 TRANSDUCTIVE = "transductive"  # in the protocol: whether a prediction depends on other queries; see `mode`
+MADE_BY = "made_by"  # in a checkpoint, and in the result of its training: the digest of all that this depends on
 SECONDS = "seconds"  # that the run took, of its last sitting
 FILES = "files"  # the SHA-256 of files that were written with these numbers, by name
 LEARNER = "learner"  # what `metarun.load` builds it from

@@ -155,6 +155,7 @@ class Train(Stage):
             told = {role: each.get("fingerprint") for role, each in descriptions(run.data, target).items()}
             self.learner.made_by = files.digest({"config": identity(run.config), "data": told})
             numbers = self._train_in(run, run.folder, run.logger)
+            run.result[result.MADE_BY] = self.learner.made_by
         if self.learner.settings.steps and numbers[result.TRAIN_STEPS] <= self.learner.settings.validate_every:
             self.learner.selected_by = result.VALIDATED_ONCE  # of one candidate none is the best
         if not self.last:
@@ -272,10 +273,11 @@ class Train(Stage):
                 finally:
                     logger.close()
                 commit = git_commit() if world.main else None
-                kept = {result.GIT_COMMIT: commit, **numbers}
+                kept = {result.GIT_COMMIT: commit, result.MADE_BY: self.learner.made_by, **numbers}
                 if world.main:
                     files.save_json(folder / contents.STAGE, kept)
         commit = kept.pop(result.GIT_COMMIT, None)  # stages of older versions have none
+        kept.pop(result.MADE_BY, None)  # which is in the folder's name
         way = checkpoint.way_to(folder, run.folder)
         record = {"folder": str(folder), "from_run": way, "reused": done, result.GIT_COMMIT: commit}
         run.result.setdefault(result.STAGES, {})[self.name] = record

@@ -290,6 +290,12 @@ def test_anything_else_is_one_line(tmp_path: Path, raw: bytes) -> None:
     assert error(lambda: pickles.load(path, "x")).startswith(f"data x: {path} is not a whole pickle of arrays (")
 
 
+@pytest.mark.parametrize(("raw", "told"), [(b"xx", "120 is no code of a pickle"), (b"", "it ends too early")])
+def test_what_is_wrong_with_a_pickle_is_told_in_words(tmp_path: Path, raw: bytes, told: str) -> None:
+    path = files.write(tmp_path / "a.pkl", raw)
+    assert error(lambda: pickles.load(path, "x")) == f"data x: {path} is not a whole pickle of arrays ({told})"
+
+
 def test_a_place_of_the_memo_that_is_far_away_takes_no_memory(tmp_path: Path) -> None:
     path = files.write(tmp_path / "a.pkl", b"\x80\x02]r\x00\x00\x00\x01K\x07a.")  # [7], kept as the 16,777,216th
     tracemalloc.start()

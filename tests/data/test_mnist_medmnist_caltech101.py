@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import labelled_files as files
 import numpy as np
 import pytest
 import torch
 from helpers import table
+from shell import harm_archive
 
 from metarun.core import TaskShape
-from metarun.data import mnist
+from metarun.data import caltech101, mnist
 from metarun.data.augment import Augment
 from metarun.data.caltech101 import Caltech101
 from metarun.data.digits import Digits
@@ -106,8 +109,13 @@ def test_the_fixed_draw_takes_a_share_of_each_class() -> None:
             "shape [29, 28, 28], MNIST has [30, 28, 28]",
         ),
         ("t10k-labels-idx1-ubyte.gz", files.idx(np.full(30, 11, np.uint8)), "there is a label 11"),
+        (  # whose end, which is cut off, is never come to
+            "t10k-labels-idx1-ubyte.gz",
+            files.idx(np.zeros(30, np.uint8)) + gzip.compress(bytes(10**7))[:-20],
+            "holds more than 30 bytes for shape [30], MNIST has [30]",
+        ),
     ],
-    ids=["no-gzip", "cut-short", "images-as-labels", "another-count", "a-label-too-many"],
+    ids=["no-gzip", "cut-short", "images-as-labels", "another-count", "a-label-too-many", "more-than-the-memory"],
 )
 def test_broken_mnist_is_one_line(small_mnist: Path, file: str, content: bytes, says: str) -> None:
     (small_mnist / file).write_bytes(content)
@@ -230,6 +238,9 @@ def test_other_medmnist_is_one_line(tmp_path: Path, changes: dict[str, np.ndarra
 
 def test_broken_and_missing_medmnist_are_one_line(tmp_path: Path) -> None:
     path = files.medmnist(tmp_path / "medmnist" / "breastmnist.npz", BREASTS, 2)
+    harm_archive(path, "more than the memory")
+    message = error(lambda: MedMnist(flag="breastmnist"))
+    assert "not a whole npz file of MedMNIST's (train_images.npy is to have 4,294,967,294 bytes, and" in message
     path.write_bytes(path.read_bytes()[:2000])
     assert "not a whole npz file" in error(lambda: MedMnist(flag="breastmnist"))
     np.save(path.with_suffix(".npy"), np.zeros(3))
@@ -286,8 +297,13 @@ def test_broken_caltech_is_one_line(tmp_path: Path) -> None:
     assert "put caltech-101.zip there from https://data.caltech.edu" in error(lambda: Caltech101(download=False))
     path = files.caltech_zip(root / "caltech101_84.zip", classes=99)
     assert "caltech101_84.zip holds 99 classes besides BACKGROUND_Google and Faces_easy" in error(Caltech101)
+    harm_archive(path, "more than the memory")
+    assert "is not a whole archive (caltech101_84/accordion/image_0002.jpg is to have" in error(Caltech101)
     path.write_bytes(path.read_bytes()[:3000])
     assert "caltech101_84.zip is not a whole archive" in error(Caltech101)
+    files.write(root / "101_ObjectCategories.tar.gz", files.caltech_tar())
+    with mock.patch.object(caltech101, "LARGEST_PICTURE", 10):
+        assert " bytes, and 10 are the most here); get it again" in error(Caltech101)
     for stop in (3000, -10):
         files.write(root / "101_ObjectCategories.tar.gz", files.caltech_tar()[:stop])
         assert "101_ObjectCategories.tar.gz is not a whole archive" in error(Caltech101)

@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,9 +17,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from helpers import compose
 from PIL import Image
 from shell import ARCHIVE_HARMS, harm_archive
 
+from metarun.config import construct
 from metarun.core import TaskShape
 from metarun.data import download as download_module
 from metarun.data import omniglot
@@ -205,6 +208,12 @@ def test_empty_folder_is_named(tiny: Path) -> None:
         Omniglot(root=str(tiny), download=False)
 
 
+def of_pixels(side: int, png: bytes) -> bytes:
+    """The same file, whose header says that it is of so many pixels in height and width."""
+    header = png[12:16] + side.to_bytes(4, "big") * 2 + png[24:29]
+    return png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:]
+
+
 def test_bad_drawings_are_named(tiny: Path, own_cache: Path) -> None:
     first = next(iter(BACKGROUND))
     pack(tiny / "images_background.zip", {name: raw for name, raw in BACKGROUND.items() if name != first})
@@ -213,6 +222,7 @@ def test_bad_drawings_are_named(tiny: Path, own_cache: Path) -> None:
     for raw, complaint in (
         (drawing(side=28), "has 28x28 pixels, expected 105x105"),
         (drawing()[:60], "cannot be decoded"),
+        (of_pixels(20_000, drawing()), "cannot be decoded"),
         (b"text", "cannot be decoded"),
     ):
         pack(tiny / "images_background.zip", {**BACKGROUND, first: raw})
@@ -305,6 +315,14 @@ def test_download_shows_progress_on_a_terminal(
     sha256 = hashlib.sha256(Handler.files["/file.zip"]).hexdigest()
     download(f"{address}/file.zip", tmp_path / "file.zip", checksum=sha256)
     assert "800.0/800.0 kB" in capsys.readouterr().err
+
+
+def test_an_archive_as_the_folder_of_a_data_set(tmp_path: Path) -> None:
+    (tmp_path / "archive").write_bytes(b"PK")
+    told = f"^data root {tmp_path}/archive: is a file; give the folder that it lies in, {tmp_path}$"
+    for choice in ("omniglot", "cifar_fs", "clinc150"):
+        with pytest.raises(UserError, match=told):
+            construct(compose(f"data={choice}", f"data.root={tmp_path}/archive").data, "data")
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ from metarun.encoders import vectors as made
 from metarun.encoders.building import encoded
 from metarun.encoders.encoded import training_items
 from metarun.encoders.folding import folded
-from metarun.encoders.images import resized, resized_by_products, standardised
+from metarun.encoders.images import changed_images, resized, resized_by_products, standardised
 from metarun.encoders.pretrained import Pretrained
 from metarun.encoders.trained import Trained
 from metarun.errors import UserError
@@ -1176,6 +1176,19 @@ def test_a_run_that_turned_colours_into_greys_does_so_as_an_encoder() -> None:
     torch.testing.assert_close(steps.inputs(pixels.numpy(), torch.device("cpu")), images)
     torch.testing.assert_close(encoder.encode(pixels), encoder.backbone(images))
     encoder.check(toy_images())  # greys are repeated
+
+
+def test_the_encoder_of_a_run_encodes_changed_copies() -> None:
+    backbone = {"_target_": "metarun.backbones.conv4.Conv4", "channels": 4, "norm": "none"}
+    encoder = Trained(stored={"backbone": backbone, "input_shape": [1, 16, 16], "mean": [0.5], "deviation": [0.5]})
+    items = toy_images()
+    table = EncodedSource(items, encoder, encoding(views=2)).vectors.with_rows(np.arange(4))
+    pixels = items.items(0, 4, 0)
+    copies = changed_images(pixels, 1)
+    assert not torch.equal(copies, torch.from_numpy(pixels))
+    for view, images in enumerate((pixels, copies)):
+        kept = torch.from_numpy(table[:4, view].astype(np.float32))
+        torch.testing.assert_close(kept, encoder(images), atol=2e-3, rtol=2e-3)
 
 
 def test_a_damaged_weight_file_is_one_line(weights: Path, tmp_path: Path) -> None:

@@ -171,6 +171,22 @@ def test_file_that_is_no_checkpoint(content: Any, reason: str, tmp_path: Path, m
     assert not (tmp_path / "sprung").exists()
 
 
+@pytest.mark.parametrize("told", ["result.json", "stage.json"])
+def test_weights_in_the_folder_of_another_training(told: str, tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    checkpoint.save(path, {**STATE, "made_by": "one"})
+    for made_by in ("one", None):  # an earlier version wrote none, neither there nor in the weights
+        files.save_json(tmp_path / told, {"train/steps": 1, **({"made_by": made_by} if made_by else {})})
+        assert checkpoint.load(path)["made_by"] == "one"
+    files.save_json(tmp_path / told, {"made_by": "another"})
+    with pytest.raises(
+        UserError, match=f"^checkpoint {path}: is of another training, .*; bring the right file back, or "
+    ):
+        checkpoint.load(path)
+    checkpoint.save(path, STATE)
+    assert "made_by" not in checkpoint.load(path)
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such file"):
         checkpoint.load(tmp_path / "best.pt")

@@ -87,6 +87,44 @@ def episodic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found.parent
 
 
+def test_weights_of_another_run_of_the_same_network_are_refused(tmp_path: Path, episodic: Path) -> None:
+    images, made = episodic.parents[1] / "images", Path(shutil.copytree(episodic, tmp_path / "made" / "run"))
+    done("algo=protonet", *EPISODIC, f"data.root={images}", f"outputs={tmp_path}", "name=other", "seed=1")
+    (other,) = (path.parent for path in tmp_path.glob("other/*/result.json"))
+    own = {name: (made / name).read_bytes() for name in ("best.pt", "last.pt")}
+    for name, given in {"best.pt": made, "last.pt": made / "last.pt"}.items():
+        shutil.copy(other / name, made / name)
+        told = f"{name}: is of another training, with other settings or data; bring the right file back, or "
+        for words in (
+            ["recipe=test", f"checkpoint={given}"],
+            ["recipe=predict", f"checkpoint={given}", f"support={images / 'test'}", f"images={images / 'test'}"],
+            ["data=folder", f"data.root={images}", "task.queries=2", "encoder=run", f"encoder.from={given}"],
+        ):
+            one_line(metarun(*words, f"outputs={tmp_path}"), told)
+        with pytest.raises(UserError, match=re.escape(told)):
+            metarun_package.load(given)
+        (made / name).write_bytes(own[name])
+    assert metarun_package.load(made).held.origin == made / "best.pt"
+    values = result(made)
+    assert values.pop("made_by")  # which an earlier version did not write
+    (made / "result.json").write_text(json.dumps(values))
+    shutil.copy(other / "best.pt", made)
+    metarun_package.load(made)
+
+
+def test_a_test_of_weights_that_were_replaced_gives_no_learner(tmp_path: Path, episodic: Path) -> None:
+    made = Path(shutil.copytree(episodic, tmp_path / "made" / "run"))
+    done("recipe=test", f"checkpoint={made}", "test.episodes=2", f"outputs={tmp_path}", "name=tested")
+    (tested,) = (path.parent for path in tmp_path.glob("tested/*/result.json"))
+    assert metarun_package.load(tested).held.origin == made / "best.pt"
+    shutil.copy(made / "last.pt", made / "best.pt")
+    with pytest.raises(
+        UserError, match=r"^checkpoint=.*: tested other weights than .*best\.pt has now; give the folder that has"
+    ):
+        metarun_package.load(tested)
+    assert metarun_package.load(made).held.origin == made / "best.pt"
+
+
 @pytest.fixture(scope="module")
 def divided(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A target with a test part of its own, whose classes are hard to tell apart."""

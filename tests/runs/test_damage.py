@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from rights import kept_out
-from shell import SINUSOID, Outcome, events, metarun, one_line, result, run_folder
+from shell import SINUSOID, Outcome, events, harm_archive, metarun, one_line, result, run_folder
 
 from metarun import files
 from metarun.backbones.weights import read_tensors
@@ -235,6 +236,16 @@ def test_a_file_that_may_not_be_read_is_not_to_be_deleted(tmp_path: Path) -> Non
     ):
         with kept_out(), pytest.raises(UserError, match=r"x: cannot be read \(Permission denied\)$"):
             reads(tmp_path / "x")
+
+
+def test_arrays_that_would_fill_the_memory_are_damaged(tmp_path: Path) -> None:
+    files.save_arrays(tmp_path / "x.npz", x=np.zeros(2000))
+    assert files.read_arrays(tmp_path / "x.npz", "delete it", ["x"])["x"].shape == (2000,)
+    harm_archive(tmp_path / "x.npz", "more than the memory")
+    with pytest.raises(
+        UserError, match=r"x\.npz: is damaged \(it is truncated, or is not what metarun writes\); delete it$"
+    ):
+        files.read_arrays(tmp_path / "x.npz", "delete it", ["x"])
 
 
 def test_a_config_is_read_once_so_that_what_is_looked_at_is_what_is_taken(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_data_root_is_literal_absolute_and_serves_from_another_folder(
 
 
 def test_the_environment_s_folders_are_literal_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from metarun.data.table import cache_root, data_root
+    from metarun.data.roots import cache_root, data_root
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("METARUN_CACHE", "~/c=1 é")

@@ -43,11 +43,12 @@ def commands(text: str) -> list[list[str]]:
 
 COMMANDS = [(page, words) for page, text in TEXTS.items() for words in commands(text)]
 TINY = ["train.steps=1", "train.validate_episodes=2", "task.queries=1", "test.episodes=2", "test.baseline_episodes=0"]
+# How words begin that these recipes refuse.
 NOT_USED = {
     "recipe=test": "train.",
     "recipe=predict": "t",
     "recipe=export": "t",
-}  # how words begin that these recipes refuse
+}
 LONG = ("experiment=", "data=omniglot", "target=", "hydra/launcher=slurm", "hydra/sweeper=", "algo=learn2learn")
 OTHER = [(page, words) for page, words in COMMANDS if "recipe=report" in words or "help" in words[:1]]
 OWN = [(page, words) for page, words in COMMANDS if "--config-dir" in words]  # run by the tests of the guides

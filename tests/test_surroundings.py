@@ -253,9 +253,9 @@ import os, pwd
 def unknown(*number): raise KeyError("no entry")
 pwd.getpwuid = pwd.getpwnam = unknown
 for name in ("HOME", "XDG_CACHE_HOME", "METARUN_DATA", "METARUN_CACHE"): os.environ.pop(name, None)
-from metarun.data import table
+from metarun.data import roots
 from metarun.errors import UserError
-function = table.data_root if {variable!r} == "METARUN_DATA" else table.cache_root
+function = roots.data_root if {variable!r} == "METARUN_DATA" else roots.cache_root
 try:
     print(function())
 except UserError as error:

@@ -19,7 +19,7 @@ from metarun import optional
 from metarun.backbones import efficientnet_lite
 from metarun.backbones.weights import load_tensors, network_tensors, read_tensors, with_positions
 from metarun.data.download import download
-from metarun.data.table import data_root
+from metarun.data.roots import data_root
 from metarun.engine import checkpoint
 from metarun.errors import UserError, first_line, nearest, not_imported
 from metarun.files import typed_path

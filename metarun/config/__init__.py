@@ -9,7 +9,7 @@ all of it into what a key means, and `help.py` prints that. None of them imports
 """
 
 import metarun.config.registration  # noqa: F401  (Hydra knows the schema from here on)
-from metarun.config.building import Node, check_chosen, construct, keyed, nodes_of, task_of
+from metarun.config.building import Node, construct, keyed, nodes_of, task_of
 from metarun.config.schema import (
     Config,
     HardwareSettings,
@@ -20,7 +20,7 @@ from metarun.config.schema import (
     TrainSettings,
 )
 from metarun.config.task_schema import Noise, Task, TaskChange
-from metarun.config.validation import check, check_keys
+from metarun.config.validation import check, check_chosen, check_keys
 from metarun.config.values import flat, to_container
 from metarun.errors import UserError
 

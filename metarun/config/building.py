@@ -16,7 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from metarun.config.hints import hints_of
 from metarun.config.ranges import check_value
-from metarun.config.validation import asks_for_object, chosen_by, names_class
+from metarun.config.validation import asks_for_object, check_chosen, names_class
 from metarun.config.values import values_of_task, without
 from metarun.errors import UserError, no_memory, reason
 
@@ -33,12 +33,6 @@ def task_of(config: DictConfig, split: str) -> Any:
         found["balanced"] = None
         found["protocol"] = found["protocol"] if isinstance(found["ways"], tuple) else None
     return TaskShape(**{name: value for name, value in found.items() if value is not None})
-
-
-def check_chosen(node: DictConfig | None, path: str) -> None:
-    """Raises `UserError` for a node of the config, at the dotted key `path`, that names no class."""
-    if not node or "_target_" not in node:
-        raise UserError(f"{path}: has no _target_ (the class that it configures); {chosen_by(path)}")
 
 
 def construct(node: DictConfig, path: str, **given: Any) -> Any:

@@ -283,24 +283,23 @@ def quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
-def canonical(words: Iterable[str], config: DictConfig, schema: type = Config) -> list[str]:
+def canonical(words: Iterable[str], config: DictConfig) -> list[str]:
     """The words that Hydra made a config of, as a person would type them: with absolute paths, so that they mean the same anywhere."""
 
     def one(word: str) -> str:
-        how = reading(hint_of(key_of(word), lambda path: OmegaConf.select(config, path), schema))
+        how = reading(hint_of(key_of(word), lambda path: OmegaConf.select(config, path)))
         return written(read(word, how), how)
 
     return [one(word) for word in folded(words)]
 
 
-def make_literal(config: DictConfig, schema: type = Config, keys: Iterable[str] | None = None) -> None:
+def make_literal(config: DictConfig, keys: Iterable[str] | None = None) -> None:
     """Changes the values of keys that are text or paths, from whatever file they come, into what `read` makes of typed ones.
 
     Numbers and truth values become text again, `~` is expanded, and paths become absolute.
 
     Args:
         config: Composed, changed in place.
-        schema: The dataclass of the whole config.
         keys: Those to change; None: all. Only for keys below free nodes their classes are imported.
     """
 
@@ -310,7 +309,7 @@ def make_literal(config: DictConfig, schema: type = Config, keys: Iterable[str] 
         return located(str(value), how)
 
     for key in list(flat(OmegaConf.to_container(config)) if keys is None else keys):
-        how = reading(hint_of(key, lambda path: OmegaConf.select(config, path), schema))
+        how = reading(hint_of(key, lambda path: OmegaConf.select(config, path)))
         if not how.text or OmegaConf.is_missing(config, key):
             continue
         value = OmegaConf.select(config, key)

@@ -216,10 +216,8 @@ def check_target(node: DictConfig, path: str, given: Given, nested: bool = False
     Raises:
         UserError: There is no such class, or a key or a value is not of its signature.
     """
-    target = node.get("_target_")
-    if not target:
-        hint = f"; {chosen_by(path)}" if path.startswith("pretrain.") else ""
-        raise UserError(f"{path}: has no _target_ (the class that it configures){hint}")
+    check_chosen(node, path)
+    target = node["_target_"]
     try:
         cls = get_class(target)
     except Exception as error:
@@ -263,13 +261,21 @@ def check_target(node: DictConfig, path: str, given: Given, nested: bool = False
             check_value(f"{path}.{name}", value, hints.get(name, Any))
 
 
+def check_chosen(node: DictConfig | None, path: str) -> None:
+    """Raises `UserError` for a node of the config, at the dotted key `path`, that names no class."""
+    if not (node and node.get("_target_")):
+        raise UserError(f"{path}: has no _target_ (the class that it configures); {chosen_by(path)}")
+
+
 def chosen_by(path: str) -> str:
     """What chooses the class of a node, in words: a group, and for a pretraining the file of the recipe, which brings one.
 
     Args:
         path: The node's dotted key.
     """
-    group = path.rpartition(".")[2]
+    if path.startswith("hydra."):
+        return f"{path.replace('.', '/')}=NAME chooses one"
+    group = path.removesuffix(".data").rpartition(".")[2]  # target=NAME brings target.data
     if not path.startswith("pretrain."):
         return f"{group}=NAME chooses one"
     place = "pretrain" if group == "algo" else path

@@ -20,7 +20,8 @@ from metarun.data.download import download as fetch
 from metarun.data.file_names import visible
 from metarun.data.image_ops import for_episodes, picture
 from metarun.data.image_source import ImageSource
-from metarun.data.table import ClassImages, cached, data_root, inside, listing
+from metarun.data.roots import data_root
+from metarun.data.table import ClassImages, cached, inside, listing
 from metarun.errors import UserError
 from metarun.files import typed_path
 

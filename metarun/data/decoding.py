@@ -77,22 +77,6 @@ def little_left(used: Range, mapped: Range) -> bool:
     return min(used[1], mapped[1]) - max(used[0], mapped[0]) < SMALL_PART * (mapped[1] - mapped[0])
 
 
-def measured(image: Image.Image, values: Range | None) -> Range | None:
-    """Finds the smallest and the largest value of an image whose values are mapped: a deep one, or any for which a range was given.
-
-    Args:
-        image: An image of any mode.
-        values: The values that become 0 and 255; None for those of the depth.
-
-    Returns:
-        None for an image of eight bits that stays as it is.
-    """
-    if values is None and not _deep(image):
-        return None
-    pixels = np.asarray(_plain(image))
-    return float(pixels.min()), float(pixels.max())
-
-
 def all_grey(paths: Sequence[Path]) -> bool:
     """Whether no image has colour, by the files' headers; files that cannot be opened are left to `decode`."""
     for path in paths:
@@ -155,8 +139,8 @@ def read(path: Path, size: int, channels: int, values: Range | None = None) -> D
                 )
             further = _further_pages(file)
             image = upright(file)
-            used = _of_upper_bits(image) if halved else measured(image, values)
-            return Decoded(square(image, size, channels, values), used, further)
+            found = square(image, size, channels, values)
+            return Decoded(found.pixels, _of_upper_bits(image) if halved else found.used, further)
     except UnknownRange:
         raise
     except Exception as error:  # the decoders raise whatever a broken file provokes
@@ -213,7 +197,7 @@ def value_range(path: Path) -> Range | None:
         return None
 
 
-def square(image: Image.Image, size: int, channels: int, values: Range | None = None) -> np.ndarray:
+def square(image: Image.Image, size: int, channels: int, values: Range | None = None) -> Decoded:
     """Cuts the middle out of an image and resizes it.
 
     Args:
@@ -223,15 +207,13 @@ def square(image: Image.Image, size: int, channels: int, values: Range | None = 
         values: The values that become 0 and 255, those between in proportion and those beyond cut off; None leaves
             eight bits as they are and takes 0 and 65535 for deeper ones.
 
-    Returns:
-        uint8 `[channels, size, size]`.
-
     Raises:
         UnknownRange: Its pixels are floating-point numbers, and no `values` are given.
     """
-    image = _in_mode(_eight_bits(image, values), "L" if channels == 1 else "RGB")
-    pixels = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    plain, used = _eight_bits(image, values)
+    fitted = ImageOps.fit(_in_mode(plain, "L" if channels == 1 else "RGB"), (size, size), Image.Resampling.LANCZOS)
+    pixels = np.asarray(fitted)
+    return Decoded(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1), used)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -320,18 +302,20 @@ def _numbers(image: Image.Image) -> np.ndarray:
     return pixels
 
 
-def _eight_bits(image: Image.Image, values: Range | None) -> Image.Image:
-    """Eight bits a channel, on white where transparent; grey stays grey."""
+def _eight_bits(image: Image.Image, values: Range | None) -> tuple[Image.Image, Range | None]:
+    """Eight bits a channel, on white where transparent, and the values that they were made of; grey stays grey."""
     if image.mode == "F" and values is None:
         raise UnknownRange
-    plain = _plain(image)
+    plain, used = _plain(image), None
     if values is not None or _deep(image):
         low, high = values or SIXTEEN_BITS
-        mapped = np.rint((_numbers(plain) - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
+        numbers = _numbers(plain)
+        used = float(numbers.min()), float(numbers.max())
+        mapped = np.rint((numbers - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
         plain = Image.fromarray(255 - mapped if image.info.get(WHITE_IS_ZERO) else mapped)
     if image.has_transparency_data:
         layer = plain.convert("RGBA")
         layer.putalpha(image.convert("RGBA").getchannel("A"))
         composed = Image.alpha_composite(Image.new("RGBA", image.size, "white"), layer)
-        return composed.convert(plain.mode)
-    return plain
+        return composed.convert(plain.mode), used
+    return plain, used

@@ -30,9 +30,10 @@ from metarun.data.fewshot_files import (
 )
 from metarun.data.image_ops import picture, resized
 from metarun.data.image_source import ImageSource
+from metarun.data.roots import data_root
 from metarun.data.source import Split
 from metarun.data.splits import SPLITS
-from metarun.data.table import ClassImages, cached, data_root, inside, listing
+from metarun.data.table import ClassImages, cached, inside, listing
 from metarun.errors import UserError, nearest
 from metarun.files import typed_path
 from metarun.system import platform

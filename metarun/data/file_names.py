@@ -19,13 +19,8 @@ KINDS = {
     **PARTS, "eval": "test", "evaluation": "test",
     "labeled": "labelled", "labelled": "labelled", "unlabeled": "unlabelled", "unlabelled": "unlabelled",
 }  # fmt: skip
-NO_CLASSES = {
-    *BESIDE_PARTS,
-    "annotation",
-    "annotations",
-    "mask",
-    "masks",
-}  # folders that are called so say nothing of classes
+# Folders that are called so say nothing of classes.
+NO_CLASSES = {*BESIDE_PARTS, "annotation", "annotations", "mask", "masks"}
 # In names of folders that competitions publish: stage1_train, test_stg2, train-jpg, test-jpg-v2.
 BESIDE_KINDS = {
     *BESIDE_PARTS, "all", "final", "full", "jpeg", "jpg", "phase", "png", "private", "public", "raw", "stage", "stg", "tif", "v",

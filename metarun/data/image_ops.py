@@ -62,7 +62,7 @@ def resized(images: np.ndarray, size: int | None, channels: int | None) -> np.nd
     size, channels = size or height, channels or depth
     if height == width == size and channels == depth:
         return images[:, None] if depth == 1 else images.transpose(0, 3, 1, 2)
-    pictures = [square(Image.fromarray(image), size, channels) for image in images]
+    pictures = [square(Image.fromarray(image), size, channels).pixels for image in images]
     return np.stack(pictures) if pictures else np.empty((0, channels, size, size), np.uint8)
 
 
@@ -70,7 +70,7 @@ def picture(raw: bytes, size: int, channels: int, where: str) -> np.ndarray:
     """An image file's contents as uint8 `[channels, size, size]`; raises `UserError` naming `where` for no whole image."""
     try:
         with Image.open(io.BytesIO(raw)) as file:
-            return square(upright(file), size, channels)
+            return square(upright(file), size, channels).pixels
     except Exception as error:  # the decoders raise whatever a broken file provokes
         raise UserError(f"{where} is not a whole image ({error})") from error
 

@@ -39,16 +39,13 @@ class LabelledFile(NamedTuple):
     path: Path
 
 
-def labelled_files(
-    root: Path, tables: list[str], columns: Columns | None = None, key: str = "data.labels"
-) -> list[LabelledFile]:
+def labelled_files(root: Path, tables: list[str], columns: Columns | None) -> list[LabelledFile]:
     """Reads which image is of which class.
 
     Args:
         root: The folder with the images, at any depth.
         tables: Tables of file and label, in the root or anywhere. Several are the parts that their names say.
         columns: See `rows_of`.
-        key: What errors are about.
 
     Returns:
         The rows in their order.
@@ -56,7 +53,7 @@ def labelled_files(
     Raises:
         UserError: A table cannot be read, names no such columns, or does not fit the images; the line says which row.
     """
-    images = ImageIndex(root)
+    key, images = "data.labels", ImageIndex(root)
     found: list[LabelledFile] = []
     homes: dict[Path, str] = {}
     for table in tables:

@@ -18,9 +18,10 @@ from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.decoding import GREY, square
 from metarun.data.image_source import ImageSource
 from metarun.data.library_catalog import RELEASES, Files
+from metarun.data.roots import cache_root, data_root
 from metarun.data.source import Split
 from metarun.data.splits import SPLITS, check_ratios, divide
-from metarun.data.table import ClassImages, cache_root, cached, data_root
+from metarun.data.table import ClassImages, cached
 from metarun.errors import UserError, nearest
 from metarun.files import typed_path
 from metarun.text import listed
@@ -135,7 +136,7 @@ def _build(files: Files, size: int | None, channels: int | None, metadata: dict[
                 width, height = image.size
                 size = size or (width if width == height <= LARGEST else LARGEST)
                 grey = grey and image.mode in GREY
-                pixels = square(image, size, channels or 3)
+                pixels = square(image, size, channels or 3).pixels
                 rows.setdefault((group, name), []).append(len(digests))
                 digests.append(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest())
                 _write(spool, pixels)

@@ -18,9 +18,10 @@ from metarun.data.archives import BROKEN_ARCHIVE, refuse_larger
 from metarun.data.download import download as fetch
 from metarun.data.image_ops import Labelled, by_class, for_episodes
 from metarun.data.image_source import ImageSource
+from metarun.data.roots import data_root
 from metarun.data.source import Split
 from metarun.data.splits import SPLITS
-from metarun.data.table import ClassImages, cached, data_root, inside, listing
+from metarun.data.table import ClassImages, cached, inside, listing
 from metarun.errors import UserError, nearest
 from metarun.files import typed_path
 

@@ -18,7 +18,8 @@ from metarun.data.archives import BROKEN_ARCHIVE
 from metarun.data.download import download as fetch
 from metarun.data.image_ops import by_class, drawn, for_episodes
 from metarun.data.image_source import ImageSource
-from metarun.data.table import ClassImages, cached, data_root, inside, listing
+from metarun.data.roots import data_root
+from metarun.data.table import ClassImages, cached, inside, listing
 from metarun.errors import UserError
 from metarun.files import typed_path
 

@@ -31,10 +31,10 @@ from metarun.config.types import FilePath, Len, PositiveFloat, Seed
 from metarun.core import Episodes, TaskShape, count_text, largest, least, together
 from metarun.data.archives import BROKEN_ARCHIVE, content_of
 from metarun.data.image_batches import allot, generator
+from metarun.data.roots import data_root
 from metarun.data.sampler import distinct, uniforms
 from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Split, refuse_classes
 from metarun.data.splits import SPLITS, check_ratios
-from metarun.data.table import data_root
 from metarun.errors import UserError
 from metarun.files import typed_path
 from metarun.ops.metrics import ndcg

@@ -20,9 +20,10 @@ from metarun.data.archives import BROKEN_ARCHIVE, content_of
 from metarun.data.download import download
 from metarun.data.file_names import visible
 from metarun.data.image_source import ImageSource
+from metarun.data.roots import data_root
 from metarun.data.sampler import uniforms
 from metarun.data.source import Split
-from metarun.data.table import ClassImages, cached, data_root
+from metarun.data.table import ClassImages, cached
 from metarun.errors import UserError
 from metarun.files import typed_path
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from metarun.data.download import download, refuse_file
-from metarun.data.table import data_root
+from metarun.data.roots import data_root
 from metarun.errors import UserError
 from metarun.files import typed_path
 

@@ -53,9 +53,8 @@ class EncodedSource(TableSource):
             encoder.changed(None, 1)  # which refuses it, before anything is made
         super().__init__(source.table, source.splits, within_group=source.within_group, rotations=source.rotations)
         self.source, self.encoder, self.encoding = source, encoder, encoding
-        self.vectors = VectorTable(
-            source, encoder, encoding
-        )  # of each row its quarter turns, of each of these its views
+        # Each row has its quarter turns, and each of these its views.
+        self.vectors = VectorTable(source, encoder, encoding)
         self.as_target, self.unknown = source.as_target, source.unknown
         self.form, self.told_apart = source.form, source.told_apart
         self.input_shape = (encoder.features,)
@@ -208,19 +207,18 @@ class EncodedSource(TableSource):
 
     @property
     def fingerprint(self) -> str:
-        depends = json.dumps([self.source.fingerprint, self._told()], sort_keys=True)
-        return hashlib.sha256(depends.encode()).hexdigest()
+        return _digest(self.source.fingerprint, self._told())
 
     def describe(self) -> dict[str, Any]:
-        found = self.source.describe()
+        found, told = self.source.describe(), self._told()
         return {
             **found,
-            "fingerprint": self.fingerprint,
+            "fingerprint": _digest(found["fingerprint"], told),
             # By which a report compares them with runs on the items themselves.
             "before_encoding": found["fingerprint"],
             "input_shape": list(self.input_shape),
             "items": self.source.item,
-            "encoder": self._told(),
+            "encoder": told,
         }
 
     def _told(self) -> dict[str, Any]:
@@ -230,6 +228,11 @@ class EncodedSource(TableSource):
             **self.encoder.identity(),
             **{name: value for name, value in vars(self.encoding).items() if name != "batch_size"},
         }
+
+
+def _digest(fingerprint: str, told: dict[str, Any]) -> str:
+    """The SHA-256 of what vectors depend on: the fingerprint of the items, and what is told of the encoder."""
+    return hashlib.sha256(json.dumps([fingerprint, told], sort_keys=True).encode()).hexdigest()
 
 
 def _measured(rows: np.ndarray) -> np.ndarray:

@@ -27,7 +27,8 @@ import torch
 
 from metarun import files
 from metarun.data.image_source import DEVICE_TABLE_BYTES
-from metarun.data.table import build_once, cache_root, check_key, checksum, described, mapped, sample_digest
+from metarun.data.roots import cache_root
+from metarun.data.table import build_once, check_key, checksum, described, mapped, sample_digest
 from metarun.data.table_source import TableSource
 from metarun.encoders.base import PLURAL, Encoder, Encoding
 from metarun.errors import UserError

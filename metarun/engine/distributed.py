@@ -33,9 +33,8 @@ START_TIMEOUT = timedelta(minutes=3)  # within which all ranks must have started
 # How long a rank waits for the others, of whom one may learn a target or wait for another run while the rest have nothing to do.
 # That one of them has ended is seen at once, since its connections close.
 PEER_TIMEOUT = timedelta(days=14)
-DEVICE_TIMEOUT = timedelta(
-    minutes=30
-)  # bounds a message on a device, before which all ranks have said that they are there
+# Bounds a message on a device, before which all ranks have said that they are there.
+DEVICE_TIMEOUT = timedelta(minutes=30)
 BLAME_SECONDS = 3.0  # the rank that ended a run early is looked for as long
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from metarun.data.decoding import Range, UnknownRange, measured, square, upright
+from metarun.data.decoding import Range, UnknownRange, square, upright
 from metarun.errors import InputError, first_line
 from metarun.files import typed_path
 from metarun.inference.image_files import TRAINED_WITH_RANGE, ImageFiles, find_images, of_paths, warn_of_values
@@ -100,9 +100,9 @@ def batches(images: Images, how: Preprocessing, size: int) -> Iterator[np.ndarra
 def _squared(image: Image.Image, how: Preprocessing, values: Range | None, used: list[Range]) -> np.ndarray:
     """The pixels of an image; if these values are mapped, what it has of them is noted in `used`."""
     found = square(image, how.image_size, how.channels, values)
-    if own := measured(image, values):
-        used.append(own)
-    return found
+    if found.used:
+        used.append(found.used)
+    return found.pixels
 
 
 def _item(image: Any, place: int, how: Preprocessing, used: list[Range]) -> np.ndarray:

@@ -212,9 +212,8 @@ def examples(origin: str | os.PathLike[str], key: str = "support", part: Split =
 
 def _by_key(message: str, key: str, folder: Path) -> str:
     """An error of a folder of a data set, whose settings `data.root` and `data.labels` are one key here, as its value is one path."""
-    told = re.sub(
-        r"\bdata\.labels=", lambda _: f"{key}={folder}{os.sep}", message
-    )  # a table has its name in the folder
+    # A table has its name in the folder.
+    told = re.sub(r"\bdata\.labels=", lambda _: f"{key}={folder}{os.sep}", message)
     return re.sub(r"\bdata\.(labels|root)(?=[:=]|$)", key, told)
 
 

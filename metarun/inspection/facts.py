@@ -30,10 +30,8 @@ from metarun.text import printable
 Progress = Callable[[str, int], Callable[[int], None]]  # of what is done, and how much there is (0: not known)
 SHEET = 6  # classes of a split on the sheet of samples
 SAMPLES = 6  # items of such a class
-CLASSES, IMAGES = (
-    "splits of classes",
-    "parts of images",
-)  # the ways in which images are divided for training and testing
+# The ways in which images are divided for training and testing.
+CLASSES, IMAGES = "splits of classes", "parts of images"
 
 
 def inspect(

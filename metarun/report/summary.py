@@ -223,9 +223,8 @@ def _over_draws(trainings: Sequence[Sequence[FinishedRun]], tested: str, target:
     """Half the interval over what was drawn for the tests, of the mean over trainings of the mean over the tests of each."""
     runs = [(run, 1 / len(together)) for together in trainings for run in together]
     halves = [run.result.get(half_of(tested)) for run, _ in runs]
-    draws = [
-        None if target else run.seed for run, _ in runs
-    ]  # the images of a target are drawn by `target.subset_seed`
+    # The images of a target are drawn by `target.subset_seed`.
+    draws = [None if target else run.seed for run, _ in runs]
     return statistics.over_episodes(halves, draws, [share / len(trainings) for _, share in runs])
 
 

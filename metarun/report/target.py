@@ -87,11 +87,10 @@ def _value(point: dict[str, Any], name: str) -> str:
 
 def learning_curve(
     curves: Mapping[str, Sequence[dict[str, Any]]],
-    measure: str = ACCURACY,
     chance: float | None = None,
     items: str = "images",
 ) -> bytes:
-    """A PNG of `measure` against the number of training items: a line for each of the named curves, bars the intervals."""
+    """A PNG of the accuracy against the number of training items: a line for each of the named curves, bars the intervals."""
     from metarun.report.figures import picture, with_bars
 
     def draw(axes: Axes) -> None:
@@ -101,8 +100,8 @@ def learning_curve(
             shift = 1.03 ** (number - (len(curves) - 1) / 2)
             axes.errorbar(
                 [point["train_images"] * shift for point in curve],
-                [point[measure] for point in curve],
-                [math.nan if point.get(half_of(measure)) is None else point[half_of(measure)] for point in curve],
+                [point[ACCURACY] for point in curve],
+                [math.nan if point.get(half_of(ACCURACY)) is None else point[half_of(ACCURACY)] for point in curve],
                 label=name or None,
                 **with_bars(number),
             )
@@ -112,7 +111,7 @@ def learning_curve(
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
         axes.set_xlabel(f"training {items} of the target")
-        axes.set_ylabel(TITLES[measure])
+        axes.set_ylabel(TITLES[ACCURACY])
         axes.grid(alpha=0.3)
         if len(curves) > 1 or chance is not None:
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))

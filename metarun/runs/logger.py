@@ -32,11 +32,8 @@ LINE_SECONDS = 5.0  # between two plain progress lines
 FIRST_STEPS = 10  # after so many of a sitting it is told how long the rest takes
 LONG_SECONDS = 60.0  # ... if that is at least this long
 LIMITS = (30, 60, 120, 300, 600)  # seconds that it is told to take instead
-SHORT = {
-    "learning_rate": "lr",
-    "tasks_per_second": "tasks/s",
-    "items_per_second": "items/s",
-}  # so that a line fits into 80 columns
+# A line on the terminal shall fit into 80 columns.
+SHORT = {"learning_rate": "lr", "tasks_per_second": "tasks/s", "items_per_second": "items/s"}
 RESULTS = ".results"  # ends the name of the TensorBoard file of what follows the training
 
 

@@ -125,19 +125,18 @@ def check_test_task(learner: Trainable, test_task: TaskShape) -> None:
     check_statistics(learner.algorithm, test_task, training=False)
 
 
-def check_train_task(learner: Trainable, train_task: TaskShape, train: str, test_task: TaskShape) -> None:
+def check_train_task(learner: Trainable, train_task: TaskShape, test_task: TaskShape) -> None:
     """Checks that a learner can be trained on such tasks.
 
     Args:
         learner: The learner.
         train_task: The shapes of its training tasks.
-        train: The key of its training's settings.
         test_task: The shapes of validation and test tasks.
 
     Raises:
         UserError: It cannot.
     """
-    algorithm = learner.algorithm
+    algorithm, train = learner.algorithm, learner.key
     name = type(algorithm).__name__
     check_shape(algorithm, train_task, train)
     if algorithm.needs_queries and least(train_task.queries) < 1:

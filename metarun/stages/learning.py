@@ -61,17 +61,20 @@ def build_learner(
     """
     config = run.config
     settings, task = OmegaConf.select(config, train), task_of(config, train)
+
+    def untrained(source: DictConfig) -> Algorithm:
+        return build_algorithm(source, run.data, task, run.target, algo, train, run.training_split)
+
     brought, bare = (origins_of(run), config) if network is None else (list(run.data.origins), config.copy())
     if network is not None:
         OmegaConf.update(bare, "backbone", network, merge=False)
-    algorithm = build_algorithm(bare, run.data, task, run.target, algo, train, run.training_split)
+    algorithm = untrained(bare)
     wrapper = build_wrapper(run, wrapper_key, algorithm, trains)
 
     def fresh(seed: int | None = None) -> Algorithm:
         own = config.copy()
         own.seed = config.seed if seed is None else seed
-        found = build_algorithm(own, run.data, task, run.target, algo, train, run.training_split)
-        return prepared_by(wrapper, found)
+        return prepared_by(wrapper, untrained(own))
 
     prepared_by(wrapper, algorithm)
     if settings.steps and not trains_at_all(run, algorithm, settings, train):
@@ -99,7 +102,7 @@ def build_learner(
         key=train,
     )
     if trains:
-        give_training_data(run, learner, algo, train, task)
+        give_training_data(run, learner, task)
     elif algorithm.trains_on != "batches":
         learner.task = task
     return learner
@@ -135,14 +138,12 @@ def prepared_by(wrapper: Wrapper | None, algorithm: Algorithm) -> Algorithm:
     return algorithm
 
 
-def give_training_data(run: Run, learner: Trainable, algo: str, train: str, task: TaskShape) -> None:
+def give_training_data(run: Run, learner: Trainable, task: TaskShape) -> None:
     """Gives a learner what it trains on: batches of images, sequences of them or episodes, changed by `augment` if there is one.
 
     Args:
         run: The run.
         learner: What is trained; its `sampler`, `task` and `seen` are set.
-        algo: The key of the method in the config.
-        train: The key of its training's settings.
         task: The shape of its training tasks.
 
     Raises:
@@ -154,17 +155,17 @@ def give_training_data(run: Run, learner: Trainable, algo: str, train: str, task
         learner.wrapper.check_tasks(task, run.test_task)
     if algorithm.trains_on == "batches":
         if learner.settings.steps:
-            check_labels(algorithm, run.config, train)
+            check_labels(algorithm, run.config, learner.key)
             if learner.settings.tasks_per_step == 1:
                 check_statistics(algorithm, None, training=True)
-        learner.sampler = image_batches(run, learner, algo, split)
+        learner.sampler = image_batches(run, learner, split)
     else:
         learner.task = task
         if algorithm.trains_on == "sequences":
             images = sequence_images(run.data, task)
-            learner.sampler = sequences(images, task, algorithm.remembered, seed, device, f"{train}.task")
+            learner.sampler = sequences(images, task, algorithm.remembered, seed, device, f"{learner.key}.task")
         else:
-            learner.sampler = training_episodes(run, learner, train)
+            learner.sampler = training_episodes(run, learner)
     learner.seen = seen.merged(learner.seen, seen.classes(run.data, split if learner.task is None else "train"))
     if (augment := run.augment_of(run.data)) is not None:
         learner.sampler = augmented(learner.sampler, augment, seed, learner.hardware, learner.settings.tasks_per_step)

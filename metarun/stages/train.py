@@ -105,7 +105,7 @@ class Train(Stage):
             tasks = self.learner.settings.tasks_per_step
             earlier = None if self.start_from is None else run.learners[self.start_from].algorithm
             self.learner.algorithm.check(tasks, earlier=earlier)
-        self.held_out = held_out_images(run, self.learner, self.train)
+        self.held_out = held_out_images(run, self.learner)
         self.validation: EpisodeSampler | None = None
         later = run.later(self)
         self.last = not any(stage.gives_weights for stage in later)

@@ -192,13 +192,12 @@ def warn_namesakes(run: Run, data: DataSource, name: str = "") -> dict[str, Any]
     return {"named_as_trained_on": {"count": len(names), "names": names}}
 
 
-def image_batches(run: Run, learner: Trainable, algo: str, split: Split | None) -> Sampler:
+def image_batches(run: Run, learner: Trainable, split: Split | None) -> Sampler:
     """Samples shuffled batches of labelled images: of the source, and of the target where the method trains on it too.
 
     Args:
         run: The run.
         learner: What is trained on them.
-        algo: The key of the method, for the message of an error.
         split: The split of whose classes they are; None for all classes.
 
     Raises:
@@ -208,7 +207,7 @@ def image_batches(run: Run, learner: Trainable, algo: str, split: Split | None) 
     reads = algorithm.uses_target != "no"
     if reads and target is None:
         raise UserError(
-            f"{algo}: {type(algorithm).__name__} trains on a target's {algorithm.uses_target} too; "
+            f"{learner.built_from}: {type(algorithm).__name__} trains on a target's {algorithm.uses_target} too; "
             "use recipe=domain_adaptation target=digits, say"
         )
     images = training_images(run.data, learner.settings.validate_on, split).with_views()
@@ -219,13 +218,12 @@ def image_batches(run: Run, learner: Trainable, algo: str, split: Split | None) 
     return batches(images, run.config.seed, learner.hardware.device, second, target_labels=labels)
 
 
-def held_out_images(run: Run, learner: Trainable, train: str) -> Labelled | None:
+def held_out_images(run: Run, learner: Trainable) -> Labelled | None:
     """Selects the images that a method on batches is validated on: held out of the classes that it trains on.
 
     Args:
         run: The run.
         learner: What is validated.
-        train: The key of its training's settings, for the message of an error.
 
     Returns:
         The images, the target's only where the method trains on their labels; None where episodes of the validation classes
@@ -244,16 +242,16 @@ def held_out_images(run: Run, learner: Trainable, train: str) -> Labelled | None
         images = replace(run.data.labelled("val", run.training_split), reference=known.reference)
     if not len(images):
         raise UserError(
-            f"{train}.validate_on=images: the classes have too few images to hold any out for validation; use "
-            f"{train}.validate_on=episodes"
+            f"{learner.key}.validate_on=images: the classes have too few images to hold any out for validation; use "
+            f"{learner.key}.validate_on=episodes"
         )
     return images
 
 
-def training_episodes(run: Run, learner: Trainable, train: str) -> Sampler:
+def training_episodes(run: Run, learner: Trainable) -> Sampler:
     """Samples episodes of the training classes, with the noise that the training's settings ask for."""
     assert learner.task is not None
-    check_train_task(learner, learner.task, train, run.test_task)
+    check_train_task(learner, learner.task, run.test_task)
     noise = learner.settings.noise
 
     def sampler(task: TaskShape) -> Sampler:

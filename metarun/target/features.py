@@ -62,9 +62,8 @@ class LogisticRegression(TargetMethod):
         found = []
         for penalty in inverse_penalties:
             with warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", "The number of unique classes"
-                )  # one image of each class is no regression
+                # One image of each class is no regression.
+                warnings.filterwarnings("ignore", "The number of unique classes")
                 model = Model(C=penalty, max_iter=5000).fit(x, y)
             coefficients, intercepts, known_classes = (
                 torch.as_tensor(array, device=known.device) for array in (model.coef_, model.intercept_, model.classes_)

@@ -148,9 +148,8 @@ class Tuning:
         rising = round(self.warm_up * self.steps)
         if step < rising:
             return (step + 1) / (rising + 1)
-        falling = max(
-            self.steps - rising, 1
-        )  # a share of a few steps may be all of them; the rate after the last one is asked for too
+        # A share of a few steps may be all of them; the rate after the last one is asked for too.
+        falling = max(self.steps - rising, 1)
         return 0.5 * (1 + math.cos(math.pi * (step - rising) / falling))
 
     def __call__(

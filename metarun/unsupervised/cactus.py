@@ -41,9 +41,9 @@ from metarun.core import Backbone, Episodes, TaskShape
 from metarun.data.image_batches import generator, to_shape
 from metarun.data.image_source import ImageSource
 from metarun.data.origin import Origin
+from metarun.data.roots import cache_root
 from metarun.data.sampler import ClassSampler, uniforms
 from metarun.data.source import PURPOSE, DataSource, EpisodeSampler, Split
-from metarun.data.table import cache_root
 from metarun.engine import checkpoint, origins
 from metarun.errors import UserError
 from metarun.inference import store

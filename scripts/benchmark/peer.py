@@ -21,7 +21,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from metarun import optional as peers
-from metarun.data.table import cache_root, data_root
+from metarun.data.roots import cache_root, data_root
 from metarun.engine.hardware import allow_tf32, keep_freed_memory
 
 from .device import finish, growth

@@ -28,13 +28,8 @@ from metarun.runs.result import (
     restored,
 )
 
-UNSHOWN = (
-    "outputs",
-    "resume",
-    "name",
-    "seed",
-    "hardware.processes",
-)  # overrides that say where or how, or that rows add
+# Overrides that say where or how, or that rows add.
+UNSHOWN = ("outputs", "resume", "name", "seed", "hardware.processes")
 DROPPED = (key(UNTRAINED, AFTER_INNER_STEPS), TEST_CURVES, "peak_memory")
 
 

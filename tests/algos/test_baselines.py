@@ -153,9 +153,8 @@ def test_a_cosine_heads_scale_goes_by_the_number_of_classes() -> None:
     assert algorithm.head.scale == 3
     assert algorithm.new_head(5).scale == 2  # of a test task's
     learned = built(Baseline, cosine=True).head
-    torch.testing.assert_close(
-        learned.length, learned.weight.norm(dim=1)
-    )  # so that a class's logit starts at 2 w x / |x|
+    # So that a class's logit starts at 2 w x / |x|.
+    torch.testing.assert_close(learned.length, learned.weight.norm(dim=1))
 
 
 @pytest.mark.parametrize("norm", ["batch", "support", "group", "none"])
@@ -448,11 +447,12 @@ def test_mtls_backbone_says_of_itself_what_the_frozen_one_says() -> None:
     frozen.image_size = 224  # type: ignore[assignment]
     scaled = MTL(frozen, Spec((6,), "classification", 2)).backbone
     told = {name for name in vars(Backbone) | Backbone.__annotations__ if not name.startswith("_")}
+    # What a scaled one is itself.
     told -= {
         "blocks",
         "identity",
         *(name for name in told if callable(getattr(Backbone, name, None))),
-    }  # what a scaled one is itself
+    }
     assert {name: getattr(scaled, name) for name in told} == {name: getattr(frozen, name) for name in told}
     assert scaled.image_size == 224
 

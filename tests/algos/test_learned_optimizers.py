@@ -94,9 +94,8 @@ def as_features(values: Tensor) -> Tensor:
 def torch_cell(cell: CoordinateLSTM, x: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
     """The step of torch's own LSTM cell on rows `[n, inputs]`, with the weights of `cell`; differentiable in them."""
     size, inputs = cell.hidden, x.shape[1]
-    order = torch.cat(
-        [torch.arange(size * k, size * (k + 1)) for k in (0, 1, 3, 2)]
-    )  # input, forget, candidate, output
+    # Input, forget, candidate, output.
+    order = torch.cat([torch.arange(size * k, size * (k + 1)) for k in (0, 1, 3, 2)])
     weight, bias = cell.gates.weight[order], cell.gates.bias[order]
     weights = {
         "weight_ih": weight[:, :inputs], "weight_hh": weight[:, inputs:], "bias_ih": bias, "bias_hh": torch.zeros_like(bias)

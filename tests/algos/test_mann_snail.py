@@ -328,9 +328,10 @@ def test_attention_to_equal_keys_is_the_mean_of_what_came_before() -> None:
     block = AttentionBlock(4, 3, 2)
     nn.init.zeros_(block.key.weight)
     x = torch.randn(2, 5, 4)
+    # Three of the support and two queries.
     expected = torch.tensor(
         [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 0, 1]], dtype=torch.float32
-    )  # three of the support and two queries
+    )
     expected /= expected.sum(1, keepdim=True)
     torch.testing.assert_close(block.weights(x, 3), expected.expand(2, 5, 5))
     read = block(x, 3)

@@ -338,7 +338,7 @@ REFUSED = {
 def test_what_a_method_cannot_do_is_refused_in_one_line(name: str) -> None:
     task, words = REFUSED[name]
     with pytest.raises(UserError, match=words):
-        check_train_task(learner(name, task), task, "train", task)
+        check_train_task(learner(name, task), task, task)
 
 
 def test_tests_and_wrappers_are_refused_too() -> None:
@@ -352,21 +352,21 @@ def test_tests_and_wrappers_are_refused_too() -> None:
         check_test_task(learner("maml", TaskShape(4, 2, 1)), TaskShape((2, 5), 2, 1))
     idle = r"^wrapper=self_training: learns from the unlabelled items of validation and test tasks, and they have none; add task\."
     with pytest.raises(UserError, match=idle):
-        check_train_task(learner("protonet", varied, wrapper="self_training"), varied, "train", varied)
+        check_train_task(learner("protonet", varied, wrapper="self_training"), varied, varied)
     some = replace(varied, unlabelled=2)
-    check_train_task(learner("protonet", varied, wrapper="self_training"), varied, "train", some)
+    check_train_task(learner("protonet", varied, wrapper="self_training"), varied, some)
     within = learner("protonet", varied, "in_training=true", wrapper="self_training")
-    check_train_task(within, some, "train", varied)
+    check_train_task(within, some, varied)
     with pytest.raises(
         UserError, match=r"^wrapper\.in_training=true: .* of training tasks, and they have none; add train\.task\."
     ):
-        check_train_task(within, varied, "train", some)
+        check_train_task(within, varied, some)
     with pytest.raises(UserError, match=r"and ATS \(wrapper\) learns from all tasks of a step at once"):
-        check_train_task(learner("protonet", varied, wrapper="ats"), varied, "train", varied)
+        check_train_task(learner("protonet", varied, wrapper="ats"), varied, varied)
     with pytest.raises(UserError, match=r"^wrapper\.layers=\[0, 1, 2, 3\]: .*add wrapper\.layers=\[0\]$"):
-        check_train_task(learner("protonet", varied, wrapper="metamix"), varied, "train", varied)
-    check_train_task(learner("protonet", varied, "layers=[0]", wrapper="metamix"), varied, "train", varied)
-    check_train_task(learner("protonet", replace(varied, ways=(2, 5), balanced=False)), varied, "train", varied)
+        check_train_task(learner("protonet", varied, wrapper="metamix"), varied, varied)
+    check_train_task(learner("protonet", varied, "layers=[0]", wrapper="metamix"), varied, varied)
+    check_train_task(learner("protonet", replace(varied, ways=(2, 5), balanced=False)), varied, varied)
 
 
 def test_metamix_mixes_tasks_of_several_shapes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 import sys
 import typing
 from collections.abc import Iterator, Sequence
@@ -194,10 +195,11 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("temperature=3", "algo.temperature=3: must be at least 1 and below 3"),
         ("mode=tow", r"algo.mode=tow: is not one of one, two; did you mean two\?"),
         ("count=1", "algo.count=1: must be at least 2"),
+        # By what its module imports for type checkers alone.
         (
             "bounds=[a]",
             r"algo.bounds=\[a\]: must be of type list of float",
-        ),  # by what its module imports for type checkers alone
+        ),
         ("cuont=3", r"algo.cuont: Mine has no such setting; did you mean algo\.count\?"),
         ("backbone=conv4", "algo.backbone: Mine has no such setting"),
     ],
@@ -403,6 +405,22 @@ def test_a_schedule_whose_module_imports_types_for_type_checkers_alone(
     node = OmegaConf.create({"_target_": "torch.optim.lr_scheduler.MultiStepLR", **milestones})
     with pytest.raises(UserError, match=message) if message else nullcontext():
         check_target(node, "train.schedule", Given(("optimizer",)))
+
+
+@pytest.mark.parametrize(
+    ("path", "saying"),
+    [
+        ("algo", "algo=NAME chooses one"),
+        ("train.optimizer", "optimizer=NAME chooses one"),
+        ("target.data", "target=NAME chooses one"),
+        ("hydra.launcher", "hydra/launcher=NAME chooses one"),
+        ("pretrain.algo", "- /algo@pretrain: NAME, among the defaults"),
+    ],
+)
+@pytest.mark.parametrize("node", [{"steps": 1}, {"_target_": None}])
+def test_a_node_without_a_class_is_told_what_chooses_one(path: str, saying: str, node: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=rf"^{re.escape(path)}: has no _target_ .*; {re.escape(saying)}"):
+        check_target(OmegaConf.create(node), path, Given())
 
 
 def test_a_class_that_does_not_say_its_settings_is_refused() -> None:

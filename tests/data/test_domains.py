@@ -407,9 +407,8 @@ def test_a_target_s_images_are_known_among_those_of_training(
         target=SimpleNamespace(source=target),
         learner=SimpleNamespace(origins=[Origin("backbone.from=x", seen.classes(source, "train"))]),
     )
-    tested: Any = SimpleNamespace(
-        rows=np.array([0, 4, 59])
-    )  # of these the first two are trained on, if they are the same images
+    # Of these the first two are trained on, if they are the same images.
+    tested: Any = SimpleNamespace(rows=np.array([0, 4, 59]))
     assert training_data.warn_trained_on(run, tested) == trained
     assert training_data.warn_brought(run) == brought
 

@@ -193,9 +193,8 @@ def test_an_image_that_is_missing_in_its_folder_is_taken_from_no_other(tmp_path:
     with pytest.raises(UserError, match=r"there is no image train/lost\.png"):
         Folder(root=str(root), labels="all.csv", image_size=8)
     write(root / "all.csv", "file,label", [("nowhere/lost.png", "kind 0"), *rows(name="train/{}.png")])
-    assert (
-        len(Folder(root=str(root), labels="all.csv", image_size=8).table.images) == 13
-    )  # of a folder that is not there
+    # Of a folder that is not there.
+    assert len(Folder(root=str(root), labels="all.csv", image_size=8).table.images) == 13
 
 
 @pytest.mark.parametrize("train", ["train", "train_images", "train/train"])

@@ -423,12 +423,13 @@ def test_batches_are_those_of_the_whole_table() -> None:
     rows = np.array([5, 21])
     assert made.batches(rows, [], 22, 8) == [(0, 8), (16, 22)]
     assert made.batches(rows, [[0, 8]], 22, 8) == [(16, 22)]
+    # Made in batches of another size.
     assert made.batches(rows, [[2, 4], [5, 6]], 22, 8) == [
         (0, 2),
         (4, 5),
         (6, 8),
         (16, 22),
-    ]  # made in batches of another size
+    ]
     assert made.batches(rows, [[0, 22]], 22, 8) == []
 
 

@@ -277,10 +277,11 @@ def test_more_processes_than_tasks_is_refused(tmp_path: Path) -> None:
     ("word", "message"),
     [
         ("train.stesp=6", "train.stesp: there is no such key"),  # every rank meets it
+        # Rank 0.
         (
             "train.tasks_per_step=1",
             "hardware.processes=2: processes share the tasks of a step, and train.tasks_per_step=1; use at most hardware.processes=1",
-        ),  # rank 0
+        ),
     ],
 )
 def test_error_in_the_input_is_said_once_under_torchrun(word: str, message: str, tmp_path: Path) -> None:

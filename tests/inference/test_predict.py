@@ -1193,9 +1193,8 @@ def test_a_file_does_not_tell_how_many_batches_a_norm_has_seen_where_a_resumed_r
     assert "0.running_mean" in after
     assert not any(name.startswith("0.num_batches") for name in (*before, *after))
     assert after["1.num_batches_tracked"] == 1  # of a norm whose state_dict has it, and a checkpoint too
-    store.load_tensors(
-        network, {**before, "0.num_batches_tracked": torch.tensor(7)}, Path("old.pt")
-    )  # of an earlier version
+    # Of an earlier version.
+    store.load_tensors(network, {**before, "0.num_batches_tracked": torch.tensor(7)}, Path("old.pt"))
     assert not network[0].running_mean.any()
 
 

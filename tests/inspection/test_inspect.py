@@ -277,9 +277,8 @@ def test_target_and_test_sets_are_looked_at_too(tmp_path: Path) -> None:
     assert [one["name"] for one in told["data_sets"]] == ["digits", "digits (target)", "digits (test)"]
     outcome = metarun("recipe=inspect", "target=digits", f"outputs={tmp_path}/alone")
     told = json.loads(next(tmp_path.glob("alone/inspect/*/inspection.json")).read_text(encoding="utf-8"))
-    assert [one["name"] for one in told["data_sets"]] == [
-        "digits (target)"
-    ]  # and not the usual data set, which nobody named
+    # And not the usual data set, which nobody named.
+    assert [one["name"] for one in told["data_sets"]] == ["digits (target)"]
     assert "not measured: no data= is named beside the target" in outcome.out
     assert metarun("recipe=inspect", "data=sinusoid", "backbone=mlp", f"outputs={tmp_path}").status == 1
 

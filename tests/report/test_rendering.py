@@ -91,9 +91,8 @@ def test_a_narrow_screen_has_whole_words_of_what_tells_the_rows_apart(
     assert left_out == ["seeds", "± over seeds", "train.validate_episodes", "train.max_seconds"]
     assert [fitting.rows[row][column] for row, column in fitting.best] == ["88.89%"]
     assert rendering.narrowed(table, 200) == (table, [])
-    assert (
-        rendering.narrowed(table, 20)[0].headings[0] == "approach"
-    )  # what tells rows apart stays, whatever the screen
+    # What tells rows apart stays, whatever the screen.
+    assert rendering.narrowed(table, 20)[0].headings[0] == "approach"
     monkeypatch.setattr(rendering.sys, "stdout", terminal := io.StringIO())
     monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("COLUMNS", "80")

@@ -64,9 +64,8 @@ def test_a_function_is_shown_before_and_after_adaptation() -> None:
     assert {BEFORE, AFTER} <= colours(task_picture(task, -x, x))
     assert AFTER in colours(task_picture(task, torch.full_like(x, torch.nan), x))  # a method that diverged
     assert AFTER in colours(task_picture(task, 3e38 * x, x))  # whose range is no number in single precision
-    assert AFTER in colours(
-        task_picture(task, x, (x * torch.ones((), requires_grad=True)))
-    )  # a method that leaves its graph
+    # A method that leaves its graph.
+    assert AFTER in colours(task_picture(task, x, (x * torch.ones((), requires_grad=True))))
     wide = Episodes(*(each.repeat(1, 1, 2) for each in (x, x, x, x)), ways=1, shots=9, queries=9)
     assert task_picture(wide, wide.query_y, wide.query_y) is None
 

@@ -207,9 +207,8 @@ def test_signal_while_testing_is_one_line(
         pytest.fail("went on")
 
     words = [*SINUSOID, f"outputs={tmp_path}"]
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # ignored where a shell runs this in the background
+    # Ignored where a shell runs this in the background.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with monkeypatch.context() as patch:
             patch.setattr("metarun.stages.MetaTest.execute", interrupted)

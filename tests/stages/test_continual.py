@@ -247,9 +247,8 @@ def test_the_online_head_takes_one_step_on_each_item(optimizer: str) -> None:
     assert so_far == among
     assert so_far[-1] == unseen[-1]
     starts = [online(sequence, points, 1e-6, optimizer, seed) for seed in range(4)]
-    assert sum(sum(one[2]) for one in starts) > sum(
-        sum(one[0]) for one in starts
-    )  # no answer is one that has yet to come
+    # No answer is one that has yet to come.
+    assert sum(sum(one[2]) for one in starts) > sum(sum(one[0]) for one in starts)
     assert len(set(unseen)) > 1
 
 

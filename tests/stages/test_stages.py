@@ -631,9 +631,8 @@ def test_the_target_alone_has_no_use_for_a_method_and_a_source(target: Path, tmp
     refused = metarun(*words, "algo=mtl", "data=digits", f"outputs={tmp_path / 'refused'}")
     one_line(refused, "algo=mtl, data=digits: this recipe has no use for them; it uses the target alone")
     assert not (tmp_path / "refused").exists()
-    done(
-        *words, "approach=scratch", "algo=mtl", "data=digits", f"outputs={tmp_path / 'compared'}"
-    )  # with others, that have one
+    # With others, that have one.
+    done(*words, "approach=scratch", "algo=mtl", "data=digits", f"outputs={tmp_path / 'compared'}")
     done(*words, f"outputs={tmp_path / 'alone'}")
     one, other = (result(only_run(tmp_path / name)) for name in ("compared", "alone"))
     assert (one["target/acc"], one["parameters"]) == (other["target/acc"], other["parameters"])

@@ -419,11 +419,12 @@ def test_a_run_says_which_labels_made_what_it_began_with(tmp_path: Path) -> None
     assert metarun(f"outputs={tmp_path / 'labels'}", *SMALL).status == 0
     labels = run_folder(tmp_path / "labels")
     made = result(labels)
+    # As if a library's weights had been trained on.
     made["protocol"]["backbone"] = {
         "name": "net",
         "saw": "imagenet",
         "saw_these_classes": "no",
-    }  # as if a library's weights had been trained on
+    }
     (labels / "result.json").write_text(json.dumps(made))
     few = ["unsupervised=cactus", "unsupervised.partitions=1", "unsupervised.clusters=40"]
     started = ["unsupervised=umtra", f"backbone.from={labels}"]

@@ -52,6 +52,13 @@ def make_folder(folder: Path) -> None:
         sync_folder(made.parent)
 
 
+def unwritable(error: OSError) -> str:
+    """Why a folder cannot be written; the system says of a file, or of a link to nowhere, in its place that it exists."""
+    if isinstance(error, FileExistsError) and error.filename is not None:
+        return f"{shown_path(error.filename)} is no folder"
+    return error.strerror or str(error)
+
+
 def typed_path(text: str | os.PathLike[str]) -> Path:
     """A path with `~` expanded, or that of a file URL; one that begins with `~` and with no user's name is the name of a file."""
     text = os.fspath(text)

@@ -61,7 +61,8 @@ class Terminal(Console):
             [f"{heading} {text}".strip() for heading, cell in zip(headings, row, strict=True) if (text := _words(cell))]
             for row in zip(*(column.cells for column in table.columns), strict=True)
         ]
-        for lines in ([_words(table.title)], *paragraphs, [_words(table.caption)]):
+        title, caption = (str(text or "").splitlines() for text in (table.title, table.caption))
+        for lines in ([*map(_words, title)], *paragraphs, [*map(_words, caption)]):
             if any(lines):
                 self.print("\n".join(lines), "", sep="\n", overflow="fold", highlight=False)
 

@@ -85,6 +85,7 @@ def test_four_classes_of_own_images_end_in_one_line_that_leads_on(
     told = metarun("recipe=target_only", "target=folder", f"target.data.root={tmp_path}/my images", "target.data.image_size=16",
                    "transfer=logistic_regression", "debug=fast", f"outputs={tmp_path}/out")  # fmt: skip
     assert told.status == 0, told.err
+    assert told.out.startswith("logistic_regression on folder")
 
 
 @pytest.mark.parametrize("words", [[], ["algo=maml", "task.ways=3"], ["-m", "algo=protonet,maml", "task.ways=2"]])

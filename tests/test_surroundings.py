@@ -122,13 +122,13 @@ def test_a_terminal_of_any_width_shows_every_number(monkeypatch: pytest.MonkeyPa
     out = io.StringIO()
     out.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stdout", out)
-    table = Table("", "accuracy", "95% interval", "episodes", title="5-way 1-shot", min_width=60)
+    table = Table("", "accuracy", "95% interval", "episodes", title="maml on glyphs\n5-way 1-shot", min_width=60)
     table.add_row("test", "52.12%", "± 3.04%", "1000")
     table.add_row(Text("untrained"), "20.00%", "", "")
     table.caption = "a caption of more than twenty columns"
     Terminal().show(table)
     assert [line.rstrip() for line in out.getvalue().split("\n")] == [
-        "5-way 1-shot", "", "test", "accuracy 52.12%", "95% interval ± 3.04%", "episodes 1000", "", "untrained", "accuracy 20.00%", "",
+        "maml on glyphs", "5-way 1-shot", "", "test", "accuracy 52.12%", "95% interval ± 3.04%", "episodes 1000", "", "untrained", "accuracy 20.00%", "",
         "a caption of more", "than twenty columns", "", "",
     ]  # fmt: skip
 

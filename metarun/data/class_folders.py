@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from metarun.data.label_files import Columns, labelled_files
 from metarun.data.source import Split
 from metarun.data.splits import SPLITS, same_in_all
 from metarun.errors import UserError, nearest
-from metarun.text import composed
+from metarun.text import composed, shell_path
 
 log = logging.getLogger("metarun")
 
@@ -87,7 +88,9 @@ def by_folders(root: Path, *, tell: bool = True) -> list[ClassFiles]:
     """
     if not root.is_dir():
         if root.exists():
-            raise UserError(f"data.root: {root} is a file; it must be a folder with one folder per class")
+            raise UserError(
+                f"data.root: {root} is a file; it must be a folder with one folder per class{_as_table(root)}"
+            )
         siblings = _folders(root.parent) if root.parent.is_dir() else []
         raise UserError(f"data.root: there is no folder {root}{nearest(root.name, siblings)}")
     names = _folders(root)
@@ -104,6 +107,13 @@ def by_folders(root: Path, *, tell: bool = True) -> list[ClassFiles]:
             )
         raise UserError(f"data.root: folder {root} is empty")
     return _classes(root, names, "")
+
+
+def _as_table(file: Path) -> str:
+    """What to set where a file is given as the root that may be the table of the labels; empty where it cannot be one."""
+    if file.suffix.lower() not in (".csv", ".tsv", ".txt"):
+        return ""
+    return f"; of a table of labels: data.root={shell_path(file.parent)} data.labels={shlex.quote(file.name)}"
 
 
 def refuse_unlabelled(root: Path, names: list[str]) -> None:

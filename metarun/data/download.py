@@ -72,7 +72,7 @@ def download(address: str, path: Path, *, checksum: str) -> Path:
                 _fetch(address, path, checksum)
     except OSError as error:
         raise UserError(
-            f"data root {path.parent}: cannot be written ({error.strerror or error}), but {path.name} is to be downloaded there; "
+            f"data root {path.parent}: cannot be written ({files.unwritable(error)}), but {path.name} is to be downloaded there; "
             "set METARUN_DATA to another folder"
         ) from error
     return path

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -137,7 +140,14 @@ class Folder(ImageSource):
         reading = _Reading(of_class, seen, ordinary, image_size, channels, values, skip_bad)
         super().__init__(cached("folder", key, reading.build), splits, rotations=rotations, normalize=normalize)
         if labels is None:  # with a table there are more words to it
-            self.as_target = f"target=folder target.data.root={shell_path(root)}"
+            own = {"image_size": image_size, "channels": channels, "value_range": value_range, "skip_bad": skip_bad}
+            usual = inspect.signature(Folder).parameters
+            typed = [
+                shlex.quote(f"target.data.{key}={_typed(value)}")
+                for key, value in own.items()
+                if value != usual[key].default
+            ]
+            self.as_target = " ".join([f"target=folder target.data.root={shell_path(root)}", *typed])
         below = len(os.path.join(folder, ""))  # of all of them; `relpath` takes both paths apart for each
         files = [str(path)[below:] for entries in of_class.values() for entry in entries for path in entry.paths]
         # Where bad files were left out, it is not known which: places in the classes are told instead.
@@ -224,6 +234,11 @@ def _tell_of_capitals(names: Sequence[str]) -> None:
             "data folder: %s and %s, whose names differ in capitals alone%s, are two classes; if they are one, call them alike",
             *map(printable, pairs[0]), more,
         )  # fmt: skip
+
+
+def _typed(value: object) -> str:
+    """A value of a setting as it is typed on the command line."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 @dataclass(frozen=True)

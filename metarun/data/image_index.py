@@ -72,7 +72,9 @@ class ImageIndex:
         if elsewhere and alike:
             return self._one(alike, last, file, where)
         near = nearest(last, self.names) if len(self.names) < 10_000 else ""
-        near = f", only {self.names[last][0]}" if last in self.names else near
+        if found := self.names.get(last, []):
+            more = f", and {len(found) - 1} more of that name" if len(found) > 1 else ""
+            near = f", only {found[0]}{more}"
         raise UserError(f"{where}: there is no image {file} in {self.root}{near}")
 
     def _below(self, path: str) -> str:

@@ -155,7 +155,7 @@ class Files(NamedTuple):
                     shutil.rmtree(aside, ignore_errors=True)
         except OSError as error:
             raise UserError(
-                f"data root {self.root}: cannot be written ({error.strerror or error}), but {self.dataset} is to be "
+                f"data root {self.root}: cannot be written ({files.unwritable(error)}), but {self.dataset} is to be "
                 "downloaded there; set METARUN_DATA to another folder"
             ) from error
 

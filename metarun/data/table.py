@@ -133,7 +133,7 @@ def build_once(folder: Path, waiting: str, build: Callable[[], None], there: Cal
                 build()
     except OSError as error:
         raise UserError(
-            f"data cache {folder.parent}: cannot be written ({error.strerror or error}); set METARUN_CACHE to another folder"
+            f"data cache {folder.parent}: cannot be written ({files.unwritable(error)}); set METARUN_CACHE to another folder"
         ) from error
 
 

@@ -88,7 +88,7 @@ def _composed(collection: Collection, to: Path, title: str) -> Composed | None:
     every = [overview, *shown] if overview else shown
     texts = {
         "table.md": _markdown(title, every, collection),
-        "table.tex": "% needs \\usepackage{booktabs}\n" + "\n".join(map(rendering.latex, every)),
+        "table.tex": rendering.latex_file(every),
         "table.csv": rendering.as_csv(sections),
         PAGE: _html(title, every, sections, drawings, collection, to),
     }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml  # type: ignore[import-untyped]
 
+from metarun.config.folder import CONF
 from metarun.config.task_schema import SIZES
 
 
@@ -20,6 +22,15 @@ class Published(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.value} ({self.source})" if self.value else f"none: {self.source}"
+
+
+@functools.cache
+def cited(algo: str) -> str:
+    """A method's name and paper, `MAML (Finn et al. 2017)`, as the file of the choice begins; the choice itself where it has none."""
+    path = CONF / "algo" / f"{algo}.yaml"
+    told = path.read_text(encoding="utf-8") if re.fullmatch(r"[\w/]+", algo) and path.is_file() else ""
+    found = re.search(r"^# ([^@(:;]+ \([^()]+ \d{4})(, [^()]*)?\)", told, re.MULTILINE)
+    return f"{found[1]})" if found else algo
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from typing import Any
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from metarun.report.published import cited
 from metarun.report.summary import Row, Section, shown
 from metarun.report.tables import ReportTable
 from metarun.terminal import NARROW, Terminal
@@ -136,18 +137,41 @@ LATEX = {
 }  # fmt: skip
 
 
-def latex(table: ReportTable) -> str:
-    """A `table` for the package booktabs."""
+def latex_file(tables: Sequence[ReportTable]) -> str:
+    """Tables as a file that another one includes; each has a label of its own."""
+    labels = [label(table) for table in tables]
+    numbered = [
+        f"{name}-{labels[: at + 1].count(name)}" if labels.count(name) > 1 else name for at, name in enumerate(labels)
+    ]
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(map(latex, tables, numbered))
+
+
+def label(table: ReportTable) -> str:
+    """What LaTeX refers to a table by, made of its title: `tab:omniglot-5-way-1-shot`."""
+    return f"tab:{'-'.join(re.findall('[a-z0-9]+', table.title.lower())) or 'table'}"
+
+
+def latex(table: ReportTable, label: str) -> str:
+    """A `table` for the package booktabs; methods have their names and papers, `Prototypical networks (Snell et al. 2017)`.
+
+    Args:
+        table: The table.
+        label: What it is referred to by.
+    """
 
     def cell(place: tuple[int, int], text: str) -> str:
         escaped = "".join(LATEX.get(character, character) for character in text)
         return rf"\textbf{{{escaped}}}" if place in table.best else escaped
 
     align = "l" * table.numbers_from + "r" * (len(table.headings) - table.numbers_from)
-    lines = [[cell((row, index), text) for index, text in enumerate(cells)] for row, cells in enumerate(table.rows)]
+    methods = [heading == "algo" for heading in table.headings]
+    lines = [
+        [cell((row, index), cited(text) if methods[index] else text) for index, text in enumerate(cells)]
+        for row, cells in enumerate(table.rows)
+    ]
     body = [" & ".join(line) + r" \\" for line in ([cell((-1, -1), heading) for heading in table.headings], *lines)]
     return "\n".join(
-        [r"\begin{table}", r"\centering", rf"\caption{{{cell((-1, -1), table.title)}}}", rf"\begin{{tabular}}{{{align}}}",
+        [r"\begin{table}", r"\centering", rf"\caption{{{cell((-1, -1), table.title)}}}\label{{{label}}}", rf"\begin{{tabular}}{{{align}}}",
          r"\toprule", body[0], r"\midrule", *body[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
     )  # fmt: skip
 

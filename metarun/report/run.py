@@ -78,7 +78,7 @@ def show(folder: Path, result: dict[str, Any]) -> None:
     what = subject(folder)
     tested = TEST_ACCURACY in result or TEST_ERROR in result
     if TARGET_ACCURACY in result:
-        terminal.show(target.table(result))
+        terminal.show(target.table(result, target_subject(folder)))
         if kept := target.kept(result):
             print(kept)
     if tested:
@@ -138,6 +138,21 @@ def subject(folder: Path) -> str:
         return ""
     algo, source = run.choices["algo"], run.choices["data"]
     return f"{algo} on {run.tested_on}, trained on {source}\n" if run.tested_on else f"{algo} on {source}\n"
+
+
+def target_subject(folder: Path) -> str:
+    """What a finished run with a target was about, as `subject`: a line `linear_probe on digits, after baseline on glyphs`."""
+    try:
+        choices = read(folder).choices
+    except Unreadable:
+        return ""
+    if "target" not in choices:
+        return ""
+    method, data = choices.get("algo"), choices.get("data")
+    source = f"{method} on {data}" if method and data else ""
+    if "transfer" not in choices:  # learned from the source and the target at once
+        return f"{source}, tested on {choices['target']}\n" if source else ""
+    return f"{choices.get('approach', choices['transfer'])} on {choices['target']}{source and f', after {source}'}\n"
 
 
 def _own_measures(result: dict[str, Any]) -> str:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 TITLES = {ACCURACY: "accuracy", BALANCED_ACCURACY: "balanced accuracy", MACRO_F1: "macro F1", AUROC: "AUROC"}
 
 
-def table(result: dict[str, Any]) -> Table:
-    """Accuracy, balanced accuracy, and macro F1 or AUROC, of each number of training images."""
+def table(result: dict[str, Any], what: str) -> Table:
+    """Accuracy, balanced accuracy, and macro F1 or AUROC, of each number of training images; `what` begins the title."""
     begins = key(TARGET, "")
     curve = result.get(TARGET_CURVE) or [
         {name.removeprefix(begins): value for name, value in result.items() if name.startswith(begins)}
@@ -40,7 +40,7 @@ def table(result: dict[str, Any]) -> Table:
     # Beside AUROC, which is of two classes, there is no room for macro F1.
     known = [name for name in TITLES if name in curve[0] and not (name == MACRO_F1 and AUROC in curve[0])]
     how = mode_text(mode(result, TARGET), f"test {kind(result)}")
-    title = f"target, {len(result[TARGET_CLASSES])} classes; norm {result[PROTOCOL]['norm']}, {how}; {result[TARGET_INTERVAL]}"
+    title = f"{what}target, {len(result[TARGET_CLASSES])} classes; norm {result[PROTOCOL]['norm']}, {how}; {result[TARGET_INTERVAL]}"
     shown = Table("", *(TITLES[name] for name in known), title=title, title_justify="left", min_width=60)
     for point in curve:
         images = f"{point['train_images']} {kind(result)}, " if "train_images" in point else ""

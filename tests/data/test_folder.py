@@ -494,8 +494,16 @@ def test_missing_root_names_the_nearest_folder(root: Path) -> None:
         Folder(root=str(root.parent / "imagse"))
     with pytest.raises(UserError, match=r"^data.root: there is no folder /no/such$"):
         Folder(root="/no/such")
-    with pytest.raises(UserError, match=r"c0/0.png is a file; it must be a folder"):
+    with pytest.raises(UserError, match=r"c0/0.png is a file; it must be a folder with one folder per class$"):
         Folder(root=str(root / "c0" / "0.png"))
+
+
+def test_a_table_of_labels_as_the_root_names_the_right_keys(tmp_path: Path) -> None:
+    (tmp_path / "my labels.csv").write_text("file,label\n")
+    with pytest.raises(
+        UserError, match=rf"; of a table of labels: data\.root={tmp_path} data\.labels='my labels\.csv'$"
+    ):
+        Folder(root=str(tmp_path / "my labels.csv"))
 
 
 def test_roots_without_classes(tmp_path: Path) -> None:

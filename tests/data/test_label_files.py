@@ -197,6 +197,17 @@ def test_an_image_that_is_missing_in_its_folder_is_taken_from_no_other(tmp_path:
     assert len(Folder(root=str(root), labels="all.csv", image_size=8).table.images) == 13
 
 
+def test_of_several_images_of_the_name_one_is_not_told_to_be_the_only_one(tmp_path: Path) -> None:
+    root = competition(tmp_path / "images")
+    (root / "b").mkdir()
+    (root / "train" / "1.png").rename(root / "b" / "1.png")
+    write(root / "all.csv", "file,label", [("b/0.png", "kind 0")])
+    with pytest.raises(
+        UserError, match=r"there is no image b/0\.png in .*/images, only test/0\.png, and 1 more of that name$"
+    ):
+        Folder(root=str(root), labels="all.csv", image_size=8)
+
+
 @pytest.mark.parametrize("train", ["train", "train_images", "train/train"])
 @pytest.mark.parametrize("table", ["train.csv", "train_labels.csv"])
 def test_a_table_of_one_part_means_the_images_of_that_part(tmp_path: Path, train: str, table: str) -> None:

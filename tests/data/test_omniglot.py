@@ -365,6 +365,10 @@ def test_data_root_that_cannot_be_written(
     ):
         Omniglot()
     assert Handler.requests == []
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    monkeypatch.setenv("METARUN_DATA", str(tmp_path / "link"))
+    with pytest.raises(UserError, match=r"data/?.*omniglot: cannot be written \(.*link is no folder\).*METARUN_DATA"):
+        Omniglot()
 
 
 def test_disk_that_fills_during_a_download(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

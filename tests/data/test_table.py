@@ -193,6 +193,19 @@ def test_unwritable_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         cached("pair", {}, two_classes)
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_cache_that_is_no_folder_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: bool) -> None:
+    """The system says of it that it exists, which is no reason for anybody."""
+    place = tmp_path / "place"
+    if link:
+        place.symlink_to(tmp_path / "nowhere")
+    else:
+        place.write_text("in the way")
+    monkeypatch.setenv("METARUN_CACHE", str(place))
+    with pytest.raises(UserError, match=r"cannot be written \(.*place is no folder\); set METARUN_CACHE"):
+        cached("pair", {}, two_classes)
+
+
 def test_full_disk_leaves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class FullDisk:
         def __init__(self, path: Path, mode: str) -> None:

@@ -568,6 +568,19 @@ def test_the_command_for_the_classes_of_a_folder_names_that_folder(tmp_path: Pat
             Image.new("L", (4, 4), 50 * number + item).save(root / f"{number}" / f"{item}.png")
     with pytest.raises(
         UserError,
-        match=f"themselves apart: recipe=target_only target=folder target.data.root='{re.escape(str(root))}'$",
+        match=f"themselves apart: recipe=target_only target=folder target.data.root='{re.escape(str(root))}' target.data.image_size=4$",
     ):
         Folder(root=str(root), image_size=4).sampler("train", TaskShape(5, 1, 1), 0, CPU)
+
+
+def test_the_command_for_the_classes_of_a_folder_reads_its_images_as_this_one_does(tmp_path: Path) -> None:
+    """Without `skip_bad` the command would be refused at the very file that was left out here."""
+    for number in range(4):
+        (tmp_path / f"{number}").mkdir()
+        for item in range(3):
+            Image.new("L", (4, 4), 50 * number + item).save(tmp_path / f"{number}" / f"{item}.png")
+    (tmp_path / "0" / "bad.png").write_bytes(b"no image")
+    folder = Folder(root=str(tmp_path), channels=3, value_range=[0, 200], skip_bad=True)
+    settings = "target.data.channels=3 'target.data.value_range=[0,200]' target.data.skip_bad=true"
+    with pytest.raises(UserError, match=rf"target\.data\.root={re.escape(str(tmp_path))} {re.escape(settings)}$"):
+        folder.sampler("train", TaskShape(5, 1, 1), 0, CPU)

@@ -18,6 +18,7 @@ from metarun import files
 from metarun.report import figures, listing, rendering, statistics, tables
 from metarun.report.collect import collect, read
 from metarun.report.run import subject as run_subject
+from metarun.report.run import target_subject
 from metarun.report.summary import summarise, target_points
 
 
@@ -180,6 +181,28 @@ def test_a_key_of_the_data_that_is_typed_in_a_test_is_of_the_test(tmp_path: Path
         assert tables.section_table(section).headings[:2] == ["trained on", "trained on data.root"]
         assert [row.published for row in section.rows] == [None]
     assert run_subject(tmp_path / "runs" / "test") == "protonet on folder, trained on folder\n"
+
+
+@pytest.mark.parametrize(
+    ("choices", "told"),
+    [
+        (
+            {"target": "digits", "transfer": "all", "approach": "fine_tuning", "algo": "baseline", "data": "glyphs"},
+            "fine_tuning on digits, after baseline on glyphs\n",
+        ),
+        (
+            {"target": "digits", "transfer": "linear_probe", "algo": "baseline", "data": "glyphs"},
+            "linear_probe on digits, after baseline on glyphs\n",
+        ),
+        ({"target": "digits", "algo": "dann", "data": "glyphs"}, "dann on glyphs, tested on digits\n"),
+        ({"algo": "maml", "data": "glyphs"}, ""),
+    ],
+)
+def test_the_title_of_a_result_on_a_target_names_method_and_data(
+    choices: dict[str, str], told: str, tmp_path: Path
+) -> None:
+    make_run(tmp_path / "run", *(f"{key}={value}" for key, value in choices.items()), scores=[0.5, 1], choices=choices)
+    assert target_subject(tmp_path / "run") == told
 
 
 def test_other_vectors_of_the_same_items_are_no_other_data(tmp_path: Path) -> None:

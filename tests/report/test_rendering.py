@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from reported import make_run, sections
 
+from metarun.config.folder import CONF
 from metarun.report import rendering, tables
+from metarun.report.published import cited
 from metarun.report.rendering import latex
 from metarun.report.tables import ReportTable
 
@@ -65,7 +67,7 @@ def test_latex_escapes_what_tex_takes_for_its_own(tmp_path: Path) -> None:
     for value in ("50%_of$a&b#{c}~^\\d", "plain"):
         make_run(tmp_path / str(len(value)), f"data.root={value}", scores=[0.5, 1], config={"data": {"root": value}})
     (section,) = sections(tmp_path)
-    lines = rendering.latex(tables.section_table(section)).splitlines()
+    lines = rendering.latex(tables.section_table(section), "tab:a").splitlines()
     (odd,) = [line for line in lines if line.startswith("50")]
     assert odd.startswith(r"50\%\_of\$a\&b\#\{c\}\textasciitilde{}\textasciicircum{}\textbackslash{}d & 1 & ")
     rows = [line for line in lines if line.endswith(r" \\")]
@@ -118,8 +120,30 @@ def test_a_narrow_screen_has_no_column_in_which_nothing_was_published() -> None:
 
 
 def test_brackets_begin_no_length_in_latex() -> None:
-    assert latex(ReportTable("", ["a"], [["[1, 5]"]], 1, set())).count(r"{[}1, 5{]}") == 1
+    assert latex(ReportTable("", ["a"], [["[1, 5]"]], 1, set()), "tab:a").count(r"{[}1, 5{]}") == 1
 
 
 def test_a_bar_is_a_bar_in_latex() -> None:
-    assert latex(ReportTable("", ["a"], [["x|y"]], 1, set())).count(r"x\textbar{}y") == 1
+    assert latex(ReportTable("", ["a"], [["x|y"]], 1, set()), "tab:a").count(r"x\textbar{}y") == 1
+
+
+def test_methods_have_their_names_and_papers_in_latex() -> None:
+    rows = [["protonet", "1"], ["learn2learn/maml", "2"], ["fomaml", "3"], ["my_own", "4"], ["../algo/maml", "5"]]
+    lines = latex(ReportTable("t", ["algo", "seeds"], rows, 1, set()), "tab:a").splitlines()
+    assert [line.split(" & ")[0] for line in lines if line.endswith(r" \\")] == [
+        "algo", "Prototypical networks (Snell et al. 2017)", "learn2learn/maml", "FOMAML (Finn et al. 2017)",
+        r"my\_own", "../algo/maml",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "algo").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_method_has_a_paper(path: Path) -> None:
+    assert re.search(r" \(.+ \d{4}\)$", cited(path.stem))
+
+
+def test_every_table_in_latex_has_a_label_of_its_own() -> None:
+    titles = ("omniglot, 5-way 1-shot", "digits", "omniglot: 5-way 1-shot", "日本")
+    text = rendering.latex_file([ReportTable(title, ["a"], [["b"]], 1, set()) for title in titles])
+    assert re.findall(r"\\caption\{.*\}\\label\{(.*)\}", text) == [
+        "tab:omniglot-5-way-1-shot-1", "tab:digits", "tab:omniglot-5-way-1-shot-2", "tab:table",
+    ]  # fmt: skip

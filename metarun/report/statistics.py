@@ -35,6 +35,12 @@ def alike(values: Sequence[float] | np.ndarray) -> bool:
     return float(np.std(values, ddof=1)) <= 1e-12 * abs(float(np.mean(values)))
 
 
+def tied(one: np.ndarray | float, other: np.ndarray | float) -> np.ndarray:
+    """Whether numbers are equal but for rounding: the sum over episodes of as many right answers hangs on where these are."""
+    found: np.ndarray = np.isclose(one, other, rtol=1e-12, atol=0)
+    return found
+
+
 def over_episodes(
     halves: Sequence[float | None], draws: Sequence[Hashable] | None = None, shares: Sequence[float] | None = None
 ) -> float | None:

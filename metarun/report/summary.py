@@ -101,7 +101,10 @@ def summarise(collection: Collection) -> list[Section]:
         else:
             section.rows.sort(key=lambda row: -math.inf if row.validation is None else row.validation, reverse=True)
             for row in section.rows:
-                row.best = row.validation is not None and row.validation == section.rows[0].validation
+                best = section.rows[0].validation
+                row.best = (
+                    row.validation is not None and best is not None and bool(statistics.tied(row.validation, best))
+                )
         sections.append(section)
     _adjust([row for section in sections for row in section.rows])
     return sections
@@ -312,10 +315,11 @@ def _against_the_best(section: Section) -> None:
     if not rows:
         return
     sign = 1 if section.higher_is_better else -1
-    best = max(rows, key=lambda row: sign * (row.mean or 0.0))
+    most = max(sign * (row.mean or 0.0) for row in rows)
+    best = next(row for row in rows if statistics.tied(sign * (row.mean or 0.0), most))
     scores = {id(run): run.scores() for row in rows for run in row.group.runs} if len(rows) > 1 else {}
     for row in rows:
-        row.best = row.mean == best.mean
+        row.best = bool(statistics.tied(row.mean or 0.0, best.mean or 0.0))
         if row is not best:
             by_seed = differences(row.group.runs, best.group.runs, scores)
             drawn = pooled(by_seed, row.group.setting.target) if by_seed else np.empty(0)

@@ -11,7 +11,7 @@ import numpy as np
 
 from metarun.ops.measures import ACCURACY, ERROR
 from metarun.report.finished import Setting
-from metarun.report.statistics import Paired, over_seeds
+from metarun.report.statistics import Paired, over_seeds, tied
 from metarun.report.summary import Point, Row, Section, apart, shown, target_points
 from metarun.report.text import TOO_FEW, error_form
 from metarun.runs.result import TRANSDUCTIVE, mode
@@ -319,8 +319,9 @@ def _ranked(values: np.ndarray, heading: str) -> dict[str, list[str]]:
 
     Ranks are within a data set, 1 for the highest accuracy, ties sharing the mean of theirs (Demsar 2006).
     """
-    above, alike = ((each(values[:, None], values[None])).sum(0) for each in (np.greater, np.equal))
-    ranks = above + (alike + 1) / 2
+    alike = tied(values[:, None], values[None])
+    above = (values[:, None] > values[None]) & ~alike
+    ranks = above.sum(0) + (alike.sum(0) + 1) / 2
     return {heading: [f"{rank:.2f}" for rank in ranks.mean(1)]} if len(values) > 1 else {}
 
 
@@ -351,7 +352,7 @@ def target_curve(section: Section) -> ReportTable | None:
         (row, len(swept) + column)
         for row, values in enumerate(means)
         for column, value in enumerate(values)
-        if len(rows) > 1 and value == max(other[column] for other in means)
+        if len(rows) > 1 and tied(value, max(other[column] for other in means))
     }
     title = f"{section.setting.data} as the target, accuracy by training {section.setting.items} ± over {over}"
     headings = [*swept, *(f"{size} {section.setting.items}" for size in sizes)]

@@ -215,6 +215,20 @@ def test_of_equal_rows_each_is_the_best(tested: bool, tmp_path: Path) -> None:
         assert [cells[at] for cells in table.rows] == ["−25.00 in all, p 0.016", "the best", "+0.00 in all, p 1.000"]
 
 
+def test_rows_that_are_equal_but_for_rounding_are_held_against_the_first(tmp_path: Path) -> None:
+    scores = np.array([0.1, 0.2, 0.3, 0.0])
+    for algo, values in (("anil", scores[::-1]), ("maml", scores), ("protonet", scores - 0.05)):
+        make_run(tmp_path / algo, f"algo={algo}", choices={"algo": algo}, scores=values)
+    (section,) = sections(tmp_path)
+    means = {row.label: row.mean for row in section.rows}
+    assert means["anil"] < means["maml"]  # by rounding: both have the same scores
+    assert {row.label for row in section.rows if row.best} == {"anil", "maml"}
+    table = tables.section_table(section)
+    at = table.headings.index("minus the best, over episodes (points)")
+    assert table.rows[0][at] == "the best"
+    assert "p 1.000" in table.rows[1][at]
+
+
 def test_the_time_of_training_is_that_of_all_stages(tmp_path: Path) -> None:
     stages = {"stages": {"pretrain": {}}, "pretrain/seconds": 600.0}
     made = make_run(tmp_path / "run", scores=[0.5, 1], result=stages)  # of which the last stage took 60 s

@@ -40,6 +40,30 @@ def test_several_data_sets_at_several_shots_have_a_mean_each(tmp_path: Path) -> 
     }
 
 
+def test_as_many_right_answers_in_other_episodes_are_a_tie(tmp_path: Path) -> None:
+    # The sum over episodes of as many right answers is rounded by where they are.
+    for algo, sums in (
+        ("maml", (0.5694444444444444, 0.4)),
+        ("protonet", (0.5694444444444443, 0.4)),
+        ("baseline", (0.3, 0.2)),
+    ):
+        task = {"ways": 5, "shots": 1, "queries": 15}
+        protocol = {"norm": "batch", "transductive": False, "test": task, "split": None}
+        protocol["sets"] = {one: {"task": task, "classes": "all"} for one in ("cub", "fungi")}
+        found: dict[str, Any] = {"test/acc": 0.5, "test/acc_ci95": 0.1, "protocol": protocol}
+        found["test/sets"] = {one: {"fingerprint": one, "classes": {"test": 2}} for one in ("cub", "fungi")}
+        for one, accuracy in zip(("cub", "fungi"), sums, strict=True):
+            found |= {f"test/{one}/acc": accuracy, f"test/{one}/acc_ci95": 0.1}
+        make_run(tmp_path / algo, f"algo={algo}", choices={"algo": algo}, result=found, config={"task": task})
+    table = tables.overview(sections(tmp_path))
+    assert table is not None
+    ranks = {row[0]: row[table.headings.index("mean rank")] for row in table.rows}
+    assert ranks == {"maml": "1.50", "protonet": "1.50", "baseline": "3.00"}
+    assert {(table.rows[row][0], table.headings[column]) for row, column in table.best} == {
+        (algo, one) for algo in ("maml", "protonet") for one in ("cub", "fungi")
+    }
+
+
 def test_a_grid_has_a_table_across_its_settings(tmp_path: Path) -> None:
     table = tables.overview(sections(grid(tmp_path)))
     assert table is not None

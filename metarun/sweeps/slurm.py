@@ -12,7 +12,8 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,11 @@ SAID = {
     "signal": "save_before",
     "time": "minutes",
 }
+SILENT = "hydra/launcher=slurm: squeue does not answer; is the cluster's controller up?"
+LOCK = ".slurm.lock"  # beside the notes of the jobs, held from the look at the queue to the last note
+SUBMITTING = (
+    "submitting-"  # begins the name of a submission, noted for each of its jobs until Slurm's name of it is known
+)
 LATE = 3  # polls after which a job that left the queue without a word is given up: shared file systems are slow
 
 
@@ -143,6 +149,13 @@ def queued() -> dict[str, str] | None:
     return {name: reason if state == "PD" and reason not in PASSING else "" for name, state, reason in listed}
 
 
+def _answered(listed: dict[str, str] | None) -> dict[str, str]:
+    """The jobs that `queued` found; raises `UserError` where Slurm did not answer."""
+    if listed is None:
+        raise UserError(SILENT)
+    return listed
+
+
 class Stuck:
     """Tells once why jobs wait that may wait for ever."""
 
@@ -153,11 +166,14 @@ class Stuck:
         """Says for each new reason how many of the jobs with these names wait for it, and how to end that."""
         reasons = {name: reason for name in names if (reason := listed.get(name))}
         for reason in sorted({*reasons.values()} - self._said):
-            held = [name for name in reasons if reasons[name] == reason]
-            say(
-                f"{counted(len(held), 'job')} may wait for ever: Slurm gives the reason {printable(reason)}; scancel "
-                f"{' '.join(_arrays(held))}, and give the command with other settings of hydra.launcher"
+            held = " ".join(_and_no_others([name for name in reasons if reasons[name] == reason], listed))
+            advice = (
+                f"scontrol release {held} lets them go"
+                if "held" in reason.lower()
+                else f"scancel {held}, and give the command with other settings of hydra.launcher"
             )
+            count = sum(other == reason for other in reasons.values())
+            say(f"{counted(count, 'job')} may wait for ever: Slurm gives the reason {printable(reason)}; {advice}")
             self._said.add(reason)
 
 
@@ -179,25 +195,15 @@ def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_
     started = time.monotonic()
     if not shutil.which("squeue"):
         raise UserError("hydra/launcher=slurm: there is no squeue here; run it on a login node of the cluster")
-    listed = queued()
-    if listed is None:
-        raise UserError("hydra/launcher=slurm: squeue does not answer; is the cluster's controller up?")
-    known = {job: note for job in jobs if (note := _noted(job))}
-    waiting = {job: name for job, (name, _) in known.items() if name in listed}
-    left = {job: outcome for job in known if job not in waiting and (outcome := _outcome_of(job))}
-    failed = {job: outcome for job, outcome in left.items() if outcome.status}
-    for job, outcome in failed.items():
-        _left(job).unlink(missing_ok=True)  # told once: the next command runs the job again
-        yield job, outcome, time.monotonic() - started
-    new = [job for job in jobs if job not in waiting and job not in failed]
-    if not new and not waiting:
+    _answered(queued())  # before anything is written
+    with _alone(jobs[0].log.parent):
+        listed = _answered(queued())
+        failed, waiting = take_up(jobs, parameters, listed)
+    for job, ended in failed.items():
+        yield job, ended, time.monotonic() - started
+    if not waiting:
         return
-    already = len(waiting)
     stuck = Stuck()
-    tell_other_settings({name: known[job][1] for job, name in waiting.items()}, parameters)
-    if new:
-        waiting |= submit(new, parameters)
-    say(f"{counted(len(new), 'job')} submitted, {already} were in the queue")
     stuck.tell(waiting.values(), listed)
     if not wait:
         say("not waiting for them (hydra.launcher.wait=false); the same command shows how far they are")
@@ -205,10 +211,10 @@ def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_
     absent: dict[Job, int] = {}
     try:
         while waiting:
-            listed = queued()
-            if listed is None:  # it will answer again
+            if (now := queued()) is None:  # it will answer again
                 time.sleep(poll_seconds)
                 continue
+            listed = now
             stuck.tell(waiting.values(), listed)
             for job, name in list(waiting.items()):
                 if name in listed:
@@ -219,13 +225,97 @@ def carry_out(jobs: Sequence[Job], parameters: dict[str, Any], wait: bool, poll_
                 if outcome is None and absent[job] < LATE:
                     continue
                 del waiting[job]
-                _left(job).unlink(missing_ok=True)
+                _note(job).unlink(missing_ok=True)  # and not how it ended, which another command may wait for as well
                 lost = Outcome(1, f"Slurm job {name} ended without a result: cancelled, or out of time or memory")
                 yield job, outcome or lost, time.monotonic() - started
             time.sleep(poll_seconds)
     except KeyboardInterrupt:
-        arrays = " ".join(_arrays(waiting.values()))
-        say(f"left in Slurm's queue: {counted(len(waiting), 'job')}; scancel {arrays} ends them")
+        names = " ".join(_and_no_others(waiting.values(), listed))
+        say(f"left in Slurm's queue: {counted(len(waiting), 'job')}; scancel {names} ends them")
+        raise
+
+
+def take_up(
+    jobs: Sequence[Job], parameters: dict[str, Any], listed: Mapping[str, str]
+) -> tuple[dict[Job, Outcome], dict[Job, str]]:
+    """Submits the jobs that are not in the queue, but for those that have failed since they were submitted.
+
+    Args:
+        jobs: The jobs.
+        parameters: Those of submitit for sbatch.
+        listed: What is in the queue, as `queued` gives it.
+
+    Returns:
+        How those ended that failed, and the names in Slurm of those that are in the queue now.
+
+    Raises:
+        UserError: Slurm refuses the jobs, or does not answer.
+    """
+    known = {job: note for job in jobs if (note := _noted(job))}
+    cancelled = cancel_half_submitted({name for name, _ in known.values() if name.startswith(SUBMITTING)})
+    waiting = {job: name for job, (name, _) in known.items() if name in listed and _array_of(name) not in cancelled}
+    left = {job: outcome for job in known if job not in waiting and (outcome := _outcome_of(job))}
+    failed = {job: outcome for job, outcome in left.items() if outcome.status}
+    for job in failed:
+        _note(job).unlink(missing_ok=True)  # told once: the next command runs the job again
+    new = [job for job in jobs if job not in waiting and job not in failed]
+    # One that never began, or was cancelled for the sake of other settings, is no news.
+    lost = [
+        job for job in known if job in new and job not in left and job.log.is_file() and known[job][1] == parameters
+    ]
+    if lost:
+        say(
+            f"{counted(len(lost), 'job')} ended without a result while no command waited: cancelled, or out of time or memory; "
+            f"submitted again: {', '.join(job.label for job in lost)}"
+        )
+    already = len(waiting)
+    tell_other_settings({name: known[job][1] for job, name in waiting.items()}, parameters, listed)
+    if new:
+        waiting |= submit(new, parameters)
+    if waiting:
+        say(f"{counted(len(new), 'job')} submitted, {already} were in the queue")
+    return failed, waiting
+
+
+def cancel_half_submitted(submissions: Collection[str]) -> set[str]:
+    """Cancels what Slurm took of submissions that were killed before its answer was noted: the jobs may lack their files.
+
+    Args:
+        submissions: The names of the submissions, as they were noted.
+
+    Returns:
+        The arrays that were cancelled.
+    """
+    if not submissions:
+        return set()
+    answer = subprocess.run(
+        ["squeue", "--me", "-h", "-r", "-o", "%F|%o"], capture_output=True, text=True, check=False, encoding="utf-8"
+    )
+    if answer.returncode:
+        raise UserError(SILENT)
+    listed = [line.split("|", 1) for line in answer.stdout.splitlines()]
+    # The command of an array is a script in the folder of its submission.
+    arrays = {array for array, script in listed if {*submissions} & {*Path(script).parts}}
+    if arrays:
+        say(
+            f"a command was killed while it submitted jobs; these are cancelled and submitted anew: {' '.join(sorted(arrays))}"
+        )
+        subprocess.run(["scancel", *sorted(arrays)], check=False, capture_output=True)
+    return arrays
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps other commands from submitting jobs whose notes lie in a folder; one made for that goes where the jobs are refused."""
+    absent = [path for path in (folder, *folder.parents) if not path.is_dir()]
+    files.make_folder(folder)
+    try:
+        with files.locked(folder / LOCK, "another command is submitting these jobs", tell=say):
+            yield
+    except UserError:
+        if absent:
+            (folder / LOCK).unlink(missing_ok=True)
+            _remove(folder, [*folder.iterdir()], absent)
         raise
 
 
@@ -242,8 +332,8 @@ def submit(jobs: Sequence[Job], parameters: dict[str, Any]) -> dict[Job, str]:
     Raises:
         UserError: Slurm refuses them.
     """
-    folder = jobs[0].log.parent / "slurm"
-    before = {*folder.iterdir()} if folder.is_dir() else set()
+    submission = f"{SUBMITTING}{uuid.uuid4().hex[:8]}"
+    folder = jobs[0].log.parent / "slurm" / submission
     absent = [path for path in (folder, *folder.parents) if not path.is_dir()]
     with exporting(SUBMITIT_PREEMPT_SIGNAL=SIGNAL):  # read here when it is imported, and by the jobs
         submitit = imported("submitit", "hydra/launcher=slurm", "slurm")
@@ -253,24 +343,29 @@ def submit(jobs: Sequence[Job], parameters: dict[str, Any]) -> dict[Job, str]:
             executor.update_parameters(**parameters, stderr_to_stdout=True)
             for job in jobs:
                 _left(job).unlink(missing_ok=True)
+                _note_down(job, submission, parameters)
             submitted = executor.map_array(in_slurm, [job.arguments for job in jobs], [_left(job) for job in jobs])
         except (RuntimeError, ValueError, submitit.core.utils.FailedJobError) as error:
-            _remove(folder, before, absent)
+            for job in jobs:
+                _note(job).unlink(missing_ok=True)
+            _remove(folder, (), absent)
             raise UserError(f"hydra/launcher=slurm: {str(error).strip().splitlines()[-1]}") from error
     for job, theirs in zip(jobs, submitted, strict=True):
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        files.save_bytes(_note(job), f"{theirs.job_id}\n{json.dumps(parameters)}\n".encode())
+        _note_down(job, theirs.job_id, parameters)
         job.log.unlink(missing_ok=True)
         job.log.symlink_to(os.path.relpath(theirs.paths.stdout, job.log.parent))
     return {job: theirs.job_id for job, theirs in zip(jobs, submitted, strict=True)}
 
 
-def tell_other_settings(queue: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, Any]) -> None:
+def tell_other_settings(
+    queue: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, Any], listed: Iterable[str]
+) -> None:
     """Says which jobs in the queue keep settings that the command line no longer has.
 
     Args:
         queue: By the name of a job in Slurm, what it was submitted with; nothing where that is not known.
         parameters: Those of this command line.
+        listed: The names of all jobs in the queue.
     """
     others = {name: given for name, given in queue.items() if given and given != parameters}
     kept = {
@@ -282,12 +377,18 @@ def tell_other_settings(queue: Mapping[str, Mapping[str, Any]], parameters: Mapp
     if others:
         say(
             f"in the queue with other settings: {counted(len(others), 'job')} ({printable(', '.join(sorted(kept)))}); "
-            f"scancel {' '.join(_arrays(others))}, and the same command submits them anew"
+            f"scancel {' '.join(_and_no_others(others, listed))}, and the same command submits them anew"
         )
 
 
 def _note(job: Job) -> Path:
     return beside(job.folder, "slurm")
+
+
+def _note_down(job: Job, name: str, parameters: Mapping[str, Any]) -> None:
+    """Keeps the name of a job in Slurm, or of its submission, and the parameters that it is submitted with."""
+    _note(job).parent.mkdir(parents=True, exist_ok=True)
+    files.save_bytes(_note(job), f"{name}\n{json.dumps(parameters)}\n".encode())
 
 
 def _noted(job: Job) -> tuple[str, dict[str, Any]] | None:
@@ -327,5 +428,12 @@ def _outcome_of(job: Job) -> Outcome | None:
         return Outcome() if job.finished else None
 
 
-def _arrays(names: Any) -> list[str]:
-    return sorted({name.partition("_")[0] for name in names})
+def _array_of(name: str) -> str:
+    return name.partition("_")[0]
+
+
+def _and_no_others(names: Iterable[str], listed: Iterable[str]) -> list[str]:
+    """What names these jobs to Slurm and none else: an array, where all of it that is in the queue is among them."""
+    named = {*names}
+    shared = {_array_of(name) for name in {*listed} - named}
+    return sorted({name if _array_of(name) in shared else _array_of(name) for name in named})

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import Timeout
 from shell import ROOT, SINUSOID, metarun, start
 from test_sweeps import runs, same, sittings
 
+from metarun import files
 from metarun.errors import UserError
 from metarun.runs.trial import beside
 from metarun.sweeps import slurm as launcher
@@ -120,9 +122,9 @@ def test_submit_go_away_and_come_back(slurm: None, tmp_path: Path) -> None:
     assert back.err.count(" algo=protonet\n    algo: ProtoNet only classifies") == 2
     assert len(runs(tmp_path)) == 2
     (array,) = {name.partition("_")[0] for name in notes.values()}
-    kept = [path for path, name in notes.items() if path.read_text().split()[0] == name]
-    assert array
-    assert len(kept) >= 2  # those of the runs that were waiting or at work were not submitted again
+    logs = [path.readlink().name for path in tmp_path.glob("*/.jobs/*.log")]
+    assert len(logs) == 4
+    assert all(name.startswith(f"{array}_") for name in logs)  # none was submitted again
 
 
 def test_a_cancelled_job_is_a_failure(slurm: None, tmp_path: Path) -> None:
@@ -175,6 +177,94 @@ def test_what_slurm_refuses_leaves_nothing(slurm: None, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def noted(job: Job, name: str) -> None:
+    beside(job.folder, "slurm").parent.mkdir(parents=True, exist_ok=True)
+    beside(job.folder, "slurm").write_text(f"{name}\n{{}}\n")
+
+
+def two_jobs(tmp_path: Path) -> tuple[Job, Job]:
+    zero, one = (
+        Job((word,), (word,), tmp_path / "sweep" / word.replace("=", "-"), word) for word in ("seed=0", "seed=1")
+    )
+    return zero, one
+
+
+def test_advice_names_the_jobs_that_are_meant_and_no_others(capsys: pytest.CaptureFixture[str]) -> None:
+    queue = {"7_0": "PartitionConfig", "7_1": "", "8_0": "JobHeldUser", "8_1": "JobHeldUser"}
+    launcher.Stuck().tell(queue.keys(), queue)
+    launcher.tell_other_settings({"7_1": {"mem": 1}}, {"mem": 2}, queue)
+    said = capsys.readouterr().err
+    assert "Slurm gives the reason PartitionConfig; scancel 7_0, and give the command with other settings" in said
+    assert "2 jobs may wait for ever: Slurm gives the reason JobHeldUser; scontrol release 8 lets them go" in said
+    assert "1 job (mem=1); scancel 7_1, and" in said
+
+
+def test_a_submission_that_was_killed_is_cancelled_and_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its jobs would run beside those that the same command submits, and one of each two would fail."""
+    zero, one = jobs = two_jobs(tmp_path)
+    noted(zero, "9_0")  # killed between the notes of two jobs
+    noted(one, "submitting-0a")
+    for name, answer in {
+        "squeue": "echo '9|/sweep/.jobs/slurm/submitting-0a/x.sh'; echo '8|/x.sh'",
+        "scancel": "",
+    }.items():
+        (tmp_path / name).write_text(f'#!/bin/sh\n{answer}\necho "$@" >> {tmp_path}/{name}.said\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    submitted = list[Job]()
+
+    def submit(jobs: Sequence[Job], parameters: dict[str, Any]) -> dict[Job, str]:
+        submitted.extend(jobs)
+        with pytest.raises(Timeout), files.locked(zero.log.parent / launcher.LOCK, "", 0.0):
+            pass  # another command does not look at the queue meanwhile
+        return dict.fromkeys(jobs, "10")
+
+    monkeypatch.setattr(launcher, "queued", lambda: {"9_0": "", "9_1": ""})
+    monkeypatch.setattr(launcher, "submit", submit)
+    assert not [*launcher.carry_out(jobs, {}, wait=False, poll_seconds=1.0)]
+    assert submitted == [*jobs]
+    assert (tmp_path / "scancel.said").read_text() == "9\n"
+    assert "these are cancelled and submitted anew: 9\n" in capsys.readouterr().err
+
+
+def test_two_commands_that_wait_for_the_same_jobs_are_told_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = two_jobs(tmp_path)
+    noted(job, "7")
+    first, looks = list[Outcome](), iter([True, True, None, True, True, False, False, False, False])
+
+    def queued() -> dict[str, str]:
+        there = next(looks)
+        if there is None:  # the second waits, and the first comes and sees the end before it
+            beside(job.folder, "outcome").write_text(json.dumps(asdict(Outcome(2, "diverged"))))
+            first.extend(outcome for _, outcome, _ in launcher.carry_out([job], {}, wait=True, poll_seconds=0.01))
+        return {"7": ""} if there else {}
+
+    monkeypatch.setattr(launcher, "queued", queued)
+    monkeypatch.setattr(launcher.shutil, "which", str)
+    second = [outcome for _, outcome, _ in launcher.carry_out([job], {}, wait=True, poll_seconds=0.01)]
+    assert first == second == [Outcome(2, "diverged")]
+
+
+def test_a_job_that_ended_without_a_word_is_told_before_it_runs_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = two_jobs(tmp_path)
+    for job in jobs:
+        noted(job, "7")
+    jobs[0].log.touch()  # the other never began
+    monkeypatch.setattr(launcher, "queued", dict)
+    monkeypatch.setattr(launcher, "submit", lambda jobs, parameters: dict.fromkeys(jobs, "8"))
+    monkeypatch.setattr(launcher.shutil, "which", str)
+    assert not [*launcher.carry_out(jobs, {}, wait=False, poll_seconds=1.0)]
+    said = capsys.readouterr().err
+    assert "1 job ended without a result while no command waited: cancelled, or out of time or memory" in said
+    assert "submitted again: seed=0\n" in said
+
+
 def test_what_failed_while_no_command_waited_is_told_before_it_runs_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,8 +278,7 @@ def test_what_failed_while_no_command_waited_is_told_before_it_runs_again(
     monkeypatch.setattr(launcher, "queued", dict)
     monkeypatch.setattr(launcher, "submit", submit)
     monkeypatch.setattr(launcher.shutil, "which", str)
-    beside(job.folder, "slurm").parent.mkdir(parents=True)
-    beside(job.folder, "slurm").write_text("7\n{}\n")
+    noted(job, "7")
     beside(job.folder, "outcome").write_text(json.dumps(asdict(ended)))
     told = [*launcher.carry_out([job], {}, wait=False, poll_seconds=1.0)]
     assert [(one, outcome) for one, outcome, _ in told] == [(job, ended)]

@@ -40,6 +40,14 @@ PASSING = {
     "Dependency",
     "Prolog",
     "Cleaning",
+    "Reservation",
+    "Licenses",
+    # Limits on how many jobs run at once, which end as others do.
+    "AssocGrpJobsLimit",
+    "AssocMaxJobsLimit",
+    "QOSGrpJobsLimit",
+    "QOSJobLimit",
+    "QOSMaxJobsPerUserLimit",
 }
 # Options of sbatch, and the settings that say them here: given twice, one would be taken for the other.
 SAID = {

@@ -189,6 +189,14 @@ def two_jobs(tmp_path: Path) -> tuple[Job, Job]:
     return zero, one
 
 
+def test_a_job_waits_its_turn_or_for_what_may_never_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = ["7_0|PD|Priority", "7_1|PD|QOSMaxJobsPerUserLimit", "7_2|PD|QOSMaxCpuPerJobLimit", "7_3|R|None"]
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\necho '{os.linesep.join(states)}'\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert launcher.queued() == {"7_0": "", "7_1": "", "7_2": "QOSMaxCpuPerJobLimit", "7_3": ""}
+
+
 def test_advice_names_the_jobs_that_are_meant_and_no_others(capsys: pytest.CaptureFixture[str]) -> None:
     queue = {"7_0": "PartitionConfig", "7_1": "", "8_0": "JobHeldUser", "8_1": "JobHeldUser"}
     launcher.Stuck().tell(queue.keys(), queue)

@@ -30,13 +30,15 @@ def content_of(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
     Args:
         archive: The archive.
         name: The member.
-        most: The most bytes that it may have, by the header, beyond which no reader goes.
+        most: The most bytes that it may have.
 
     Raises:
-        zipfile.BadZipFile: It has more.
+        zipfile.BadZipFile: It has more, by its header or in truth.
     """
-    refuse_larger(name, archive.getinfo(name).file_size, most)
-    return archive.read(name)
+    size = archive.getinfo(name).file_size
+    refuse_larger(name, size, most)
+    with archive.open(name) as file:  # `archive.read` would unpack all of it, whatever the header says
+        return file.read(size)
 
 
 def refuse_larger(name: str, size: int, most: int) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.archives import BROKEN_ARCHIVE, LARGEST_PICTURE, content_of, refuse_larger
 from metarun.data.download import download as fetch
+from metarun.data.download import refuse_file
 from metarun.data.file_names import visible
 from metarun.data.image_ops import for_episodes, picture
 from metarun.data.image_source import ImageSource
@@ -100,6 +101,7 @@ class Caltech101(ImageSource):
 
 
 def _find(folder: Path, may_download: bool) -> Path:
+    refuse_file(folder)
     if (folder / "accordion").is_dir():  # the root is the folder of class folders itself
         return folder
     for place in PLACES:

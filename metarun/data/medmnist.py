@@ -16,6 +16,7 @@ import numpy as np
 from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.archives import BROKEN_ARCHIVE, refuse_larger
 from metarun.data.download import download as fetch
+from metarun.data.download import refuse_file
 from metarun.data.image_ops import Labelled, by_class, for_episodes
 from metarun.data.image_source import ImageSource
 from metarun.data.roots import data_root
@@ -125,6 +126,7 @@ class MedMnist(ImageSource):
         checksum = release.checksums[RESOLUTIONS.index(resolution)]
         path = (typed_path(root).absolute() if root else data_root() / "medmnist") / name
         if not path.is_file():
+            refuse_file(path.parent)
             if not download:
                 raise UserError(
                     f"data {flag}: {path} is missing; put it there from {ADDRESS}{name}, or set data.download=true"

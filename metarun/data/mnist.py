@@ -16,6 +16,7 @@ import numpy as np
 from metarun.config.types import FilePath, Len, PositiveFloat, PositiveInt, Seed
 from metarun.data.archives import BROKEN_ARCHIVE
 from metarun.data.download import download as fetch
+from metarun.data.download import refuse_file
 from metarun.data.image_ops import by_class, drawn, for_episodes
 from metarun.data.image_source import ImageSource
 from metarun.data.roots import data_root
@@ -89,6 +90,7 @@ class Mnist(ImageSource):
 def _find(path: Path, checksum: str, may_download: bool) -> Path:
     if path.is_file():
         return path
+    refuse_file(path.parent)
     if not may_download:
         raise UserError(
             f"data mnist: {path} is missing; put it there from {ADDRESS}{path.name}, or set data.download=true"

@@ -17,7 +17,7 @@ from PIL import Image, ImageChops
 from metarun import files
 from metarun.config.types import FilePath, PositiveInt, Seed
 from metarun.data.archives import BROKEN_ARCHIVE, content_of
-from metarun.data.download import download
+from metarun.data.download import download, refuse_file
 from metarun.data.file_names import visible
 from metarun.data.image_source import ImageSource
 from metarun.data.roots import data_root
@@ -145,6 +145,7 @@ def _divide(characters: list[Character], split: str, seed: int) -> dict[Split, S
 
 
 def _find(folder: Path, name: str, checksum: str, may_download: bool) -> Path:
+    refuse_file(folder)
     archive = folder / f"{name}.zip"
     for path in (archive, folder / name):
         if path.exists():

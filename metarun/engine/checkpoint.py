@@ -89,9 +89,12 @@ def _advice(path: Path) -> str:
     """Says what to do about a checkpoint that is damaged."""
     if (path.parent / contents.STAGE).is_file():
         return f"delete {shown_path(path.parent)} to have this stage trained again"
-    if path.name == contents.LAST:
-        return "delete it to train from the start, or start beside it with resume=false"
-    return "take others: the run's last.pt, or training it again with resume=false, gives them"
+    if path.name != contents.LAST:
+        return "take others: the run's last.pt, or training it again with resume=false, gives them"
+    # Of a finished run the same command shows the result, and trains nothing.
+    if (path.parent / contents.RESULT).is_file():
+        return "take others: the run's best.pt, or training it again with resume=false, gives them"
+    return "delete it to train from the start, or start beside it with resume=false"
 
 
 @contextlib.contextmanager

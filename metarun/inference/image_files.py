@@ -193,8 +193,13 @@ def examples(origin: str | os.PathLike[str], key: str = "support", part: Split =
             alone.
     """
     path = given_path(origin, key).absolute()
+    table = path.suffix.lower() in TABLES and path.is_file()
+    if path.is_file() and not table:
+        raise UserError(
+            f"{key}={shown_path(path)}: is a file; it must be a folder with one folder per class, or a table of file and label "
+            f"({' or '.join(TABLES)})"
+        )
     try:
-        table = path.suffix.lower() in TABLES and path.is_file()
         classes = by_labels(path.parent, [path.name]) if table else by_folders(path)
     except UserError as error:  # of a data set, by whose keys it names what is wrong and what is right
         raise UserError(_by_key(str(error), key, path)) from error

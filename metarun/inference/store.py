@@ -245,8 +245,7 @@ def _weights_of(found: dict[str, Any], values: dict[str, Any], folder: Path, sho
     weights = checkpoint.weights_file("checkpoint", str(tested))
     if found.get(result.CHECKPOINT_DIGEST, digest := checkpoint.digest(weights)) != digest:
         raise UserError(
-            f"{shown}: tested other weights than {shown_path(weights)} has now; give the folder that has them, {shown_path(tested)}, "
-            "or test them anew"
+            f"{shown}: tested other weights than {shown_path(weights)} has now; to take these, give {shown_path(tested)}"
         )
     return weights
 

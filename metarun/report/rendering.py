@@ -138,10 +138,10 @@ LATEX = {
 
 
 def latex_file(tables: Sequence[ReportTable]) -> str:
-    """Tables as a file that another one includes; each has a label of its own."""
+    """Tables as a file that another one includes; each has a label of its own, behind a colon numbered where titles are alike."""
     labels = [label(table) for table in tables]
     numbered = [
-        f"{name}-{labels[: at + 1].count(name)}" if labels.count(name) > 1 else name for at, name in enumerate(labels)
+        f"{name}:{labels[: at + 1].count(name)}" if labels.count(name) > 1 else name for at, name in enumerate(labels)
     ]
     return "% needs \\usepackage{booktabs}\n" + "\n".join(map(latex, tables, numbered))
 

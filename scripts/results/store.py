@@ -18,6 +18,7 @@ from metarun.runs.result import (
     AFTER_INNER_STEPS,
     CHOICES,
     COMMAND,
+    MADE_BY,
     OVERRIDES,
     STAGES,
     TARGET_CURVE,
@@ -30,7 +31,7 @@ from metarun.runs.result import (
 
 # Overrides that say where or how, or that rows add.
 UNSHOWN = ("outputs", "resume", "name", "seed", "hardware.processes")
-DROPPED = (key(UNTRAINED, AFTER_INNER_STEPS), TEST_CURVES, "peak_memory")
+DROPPED = (key(UNTRAINED, AFTER_INNER_STEPS), TEST_CURVES, MADE_BY, "peak_memory")
 
 
 def load(path: Path) -> dict[str, Any] | None:

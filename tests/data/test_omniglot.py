@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import threading
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from metarun.config import construct
 from metarun.core import TaskShape
 from metarun.data import download as download_module
 from metarun.data import omniglot
+from metarun.data.archives import content_of
 from metarun.data.download import download
 from metarun.data.omniglot import Omniglot
 from metarun.errors import UserError
@@ -242,6 +244,20 @@ def test_broken_archive_is_named(tmp_path: Path, own_cache: Path, harm: str) -> 
         Omniglot(root=str(tmp_path))
 
 
+def test_a_member_of_more_bytes_than_its_header_says_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a", bytes(10**7))
+    path.write_bytes(path.read_bytes().replace((10**7).to_bytes(4, "little"), (100).to_bytes(4, "little")))
+    tracemalloc.start()
+    try:
+        with zipfile.ZipFile(path) as archive, pytest.raises(zipfile.BadZipFile):
+            content_of(archive, "a", 1000)
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("harm", ARCHIVE_HARMS)
 def test_an_archive_that_cannot_be_unpacked_is_named(tiny: Path, harm: str) -> None:
     path = tiny / "images_background.zip"
@@ -320,9 +336,15 @@ def test_download_shows_progress_on_a_terminal(
 def test_an_archive_as_the_folder_of_a_data_set(tmp_path: Path) -> None:
     (tmp_path / "archive").write_bytes(b"PK")
     told = f"^data root {tmp_path}/archive: is a file; give the folder that it lies in, {tmp_path}$"
-    for choice in ("omniglot", "cifar_fs", "clinc150"):
+    missing = ("omniglot", "mnist", "pneumoniamnist", "caltech101")  # which could be downloaded, and may not
+    for choice, *words in (
+        *((name, "data.download=false") for name in missing),
+        ("omniglot",),
+        ("cifar_fs",),
+        ("clinc150",),
+    ):
         with pytest.raises(UserError, match=told):
-            construct(compose(f"data={choice}", f"data.root={tmp_path}/archive").data, "data")
+            construct(compose(f"data={choice}", f"data.root={tmp_path}/archive", *words).data, "data")
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,14 @@ def test_weights_in_the_folder_of_another_training(told: str, tmp_path: Path) ->
         UserError, match=f"^checkpoint {path}: is of another training, .*; bring the right file back, or "
     ):
         checkpoint.load(path)
+    checkpoint.save(tmp_path / "last.pt", {**STATE, "made_by": "one"})
+    what = (
+        "take others: the run's best.pt, or training it again"
+        if told == "result.json"
+        else f"delete {tmp_path} to have"
+    )
+    with pytest.raises(UserError, match=f"last.pt: is of another training, .*, or {what}"):
+        checkpoint.load(tmp_path / "last.pt")  # to delete it would not train a finished run again
     checkpoint.save(path, STATE)
     assert "made_by" not in checkpoint.load(path)
 

@@ -119,7 +119,8 @@ def test_a_test_of_weights_that_were_replaced_gives_no_learner(tmp_path: Path, e
     assert metarun_package.load(tested).held.origin == made / "best.pt"
     shutil.copy(made / "last.pt", made / "best.pt")
     with pytest.raises(
-        UserError, match=r"^checkpoint=.*: tested other weights than .*best\.pt has now; give the folder that has"
+        UserError,
+        match=r"^checkpoint=.*: tested other weights than .*best\.pt has now; to take these, give .*/made/run$",
     ):
         metarun_package.load(tested)
     assert metarun_package.load(made).held.origin == made / "best.pt"
@@ -709,6 +710,10 @@ def test_a_file_url_is_the_path_that_it_names(tmp_path: Path) -> None:
         ({"support": None}, "has no classes of its own; add support="),
         ({"support": "missing"}, "support: there is no folder"),
         ({"support": "one"}, "has one class alone (ash)"),
+        (
+            {"support": "labels.txt"},
+            "/labels.txt: is a file; it must be a folder with one folder per class, or a table of file and label (.csv or .tsv)",
+        ),
         ({"support": "hollow"}, "the class folder"),
         ({"support": "flat"}, "name the table that does with support={root}/flat/labels.csv"),
         ({"support": "bare"}, "or name a table of file and label with support"),
@@ -734,6 +739,7 @@ def test_bad_input_is_one_line(tmp_path: Path, episodic: Path, change: dict[str,
     kinds(tmp_path / "one", {"ash": 2})
     kinds(tmp_path / "hollow", {"ash": 2, "elm": 0})
     kinds(tmp_path / "images", {"a": 1})
+    (tmp_path / "labels.txt").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     for number in range(2):

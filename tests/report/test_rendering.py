@@ -142,8 +142,8 @@ def test_every_method_has_a_paper(path: Path) -> None:
 
 
 def test_every_table_in_latex_has_a_label_of_its_own() -> None:
-    titles = ("omniglot, 5-way 1-shot", "digits", "omniglot: 5-way 1-shot", "日本")
+    titles = ("omniglot, 5-way 1-shot", "digits", "omniglot: 5-way 1-shot", "日本", "omniglot, 5-way 1-shot 1")
     text = rendering.latex_file([ReportTable(title, ["a"], [["b"]], 1, set()) for title in titles])
     assert re.findall(r"\\caption\{.*\}\\label\{(.*)\}", text) == [
-        "tab:omniglot-5-way-1-shot-1", "tab:digits", "tab:omniglot-5-way-1-shot-2", "tab:table",
+        "tab:omniglot-5-way-1-shot:1", "tab:digits", "tab:omniglot-5-way-1-shot:2", "tab:table", "tab:omniglot-5-way-1-shot-1",
     ]  # fmt: skip

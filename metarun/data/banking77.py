@@ -37,6 +37,8 @@ class Banking77(TextSource):
         split_seed: The seed of the division.
     """
 
+    as_target = "target=banking77"
+
     def __init__(
         self,
         *,

@@ -64,6 +64,7 @@ class Caltech101(ImageSource):
     """
 
     classes_in = ("imagenet",)
+    as_target = "target=caltech101"
 
     def __init__(
         self,

@@ -76,6 +76,8 @@ class Clinc150(TextSource):
         out_of_scope: Whether queries of unknown classes are the data set's out-of-scope queries.
     """
 
+    as_target = "target=clinc150"
+
     def __init__(
         self,
         *,

@@ -37,6 +37,7 @@ class Digits(ImageSource):
     """
 
     classes_in = ()
+    as_target = "target=digits"
 
     def __init__(
         self,

@@ -122,6 +122,7 @@ class MedMnist(ImageSource):
         normalize: bool = True,
     ) -> None:
         release = _release(flag)
+        self.as_target = f"target=medmnist target.data.flag={flag}"
         name = f"{flag}.npz" if resolution == RESOLUTIONS[0] else f"{flag}_{resolution}.npz"
         checksum = release.checksums[RESOLUTIONS.index(resolution)]
         path = (typed_path(root).absolute() if root else data_root() / "medmnist") / name

@@ -57,6 +57,7 @@ class Mnist(ImageSource):
     """
 
     classes_in = ()
+    as_target = "target=mnist"
 
     def __init__(
         self,

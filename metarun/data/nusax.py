@@ -87,6 +87,8 @@ class NusaXLanguage(TextSource):
         download: Whether files are downloaded if they are not there.
     """
 
+    as_target = "target=nusax"
+
     def __init__(self, *, language: str = "balinese", root: FilePath | None = None, download: bool = True) -> None:
         _check([language], "data.language")
         rows = sorted(read_nusax(root, language, download, SPLITS), key=lambda row: row.label)

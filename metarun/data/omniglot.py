@@ -84,6 +84,7 @@ class Omniglot(ImageSource):
     """
 
     classes_in = ()
+    as_target = "target=omniglot"
 
     inverted = True
 

@@ -159,7 +159,8 @@ def data_nodes(config: DictConfig, built: Sequence[Stage]) -> dict[str, DictConf
     nodes = {"data": config.data} if config.recipe.source or not with_target else {}
     nodes |= {"target.data": config.target.data} if with_target else {}
     lists = {f"{key}.sets": node.sets for key, node in nodes.items() if node.get("sets")}
-    lists |= {"test.data": config.test.data} if config.test.data and any(stage.meta_tests for stage in built) else {}
+    tested = config.test.data and any(stage.takes_episodes for stage in built)
+    lists |= {"test.data": config.test.data} if tested else {}
     return nodes | {f"{key}.{name}": each for key, several in lists.items() for name, each in several.items()}
 
 
@@ -220,7 +221,7 @@ def build_tests(config: DictConfig, built: list[Stage], data: DataSource) -> Map
     Raises:
         UserError: The recipe tests on none, or the network cannot be tested on one.
     """
-    if not any(stage.meta_tests for stage in built):
+    if not any(stage.takes_episodes for stage in built):
         asked = {
             "data": bool(config.test.data),
             "views": config.test.views > 1,
@@ -230,7 +231,7 @@ def build_tests(config: DictConfig, built: list[Stage], data: DataSource) -> Map
             raise UserError(
                 f"test.{name}: this recipe has no meta-test; use recipe=meta, or recipe=test checkpoint=outputs/RUN"
             )
-        return {}
+        return data.tested if any(stage.meta_tests for stage in built) else {}
     if not config.test.data:
         return data.tested
     found = fit_to_network(nodes_of(config.test.data, "test.data", SIZES), data, encoded=bool(config.encoder))

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from metarun import stages
@@ -26,6 +27,7 @@ SECTIONS = {"continual"}  # keys that hold others, which stages name among what 
 CHOSEN_IN = {"optimizer": "train.optimizer", "schedule": "train.schedule"}  # where the choice of such a group stands
 COMPARED = ("approach", "experiment")  # groups whose choices are compared, each with the same other words
 SUBSETS = ("target.train_images", "target.test_images")  # of a stage that learns labelled subsets of the target
+OF_EPISODES = ("data", "views", "unknown_ways")  # keys of `test`, of a stage that tests on episodes
 READ_BY_ALL = ("name", "seed", "resume", "checkpoint", "outputs")  # of the keys that stand in no group
 
 
@@ -53,8 +55,11 @@ def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) 
     refuse_unread(overrides, built, bool(config.target.data))
     check_order(built)
     refuse_untrained(config, overrides, built, compares(overrides))
+    if not compares(overrides):
+        refuse_untested(overrides, built)
     if config.checkpoint and any(stage.continues_config for stage in built):
         config = with_checkpoint(config, overrides)
+        refuse_unchanged(config, overrides, built)
         try:
             check(config)
         except UserError as error:
@@ -137,6 +142,28 @@ def refuse_untrained(
             refuse_unused(overrides, unused(config), "it uses the target alone", read)
 
 
+def refuse_untested(overrides: Sequence[str], built: Sequence[Stage]) -> None:
+    """Refuses words for a test on episodes where no stage has one.
+
+    Args:
+        overrides: The words of the command line.
+        built: The stages.
+
+    Raises:
+        UserError: There is one.
+    """
+    if any(stage.takes_episodes for stage in built):
+        return
+    for word in overrides:
+        # A data set of several is chosen as data@test.data.NAME=NAME.
+        key = word.partition("=")[0].rpartition("@")[2].lstrip("+~")
+        section, _, name = key.partition(".")
+        if section == "test" and name.partition(".")[0] in OF_EPISODES and not word.endswith("=null"):
+            raise UserError(
+                f"test.{name.partition('.')[0]}: this recipe has no meta-test; use recipe=meta, or recipe=test checkpoint=outputs/RUN"
+            )
+
+
 def could_be(config: DictConfig, built: Sequence[Stage], keys: Collection[str]) -> bool:
     """Whether the stages have their target, and what they train by is there; what is lacking they tell themselves."""
     there = all(OmegaConf.select(config, key) is not None for key in keys if key.partition(".")[0] in config)
@@ -158,6 +185,8 @@ def unread(config: DictConfig, words: Sequence[str]) -> set[str]:
         try:
             refuse_unread([word], built, bool(config.target.data))
             refuse_untrained(config, [word], built, compares(words))
+            if not compares(words):
+                refuse_untested([word], built)
         except UserError:
             found.add(word)
     return found
@@ -197,6 +226,14 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
             raise UserError(
                 f"{key}=: a checkpoint brings its own; override single keys instead (test.episodes=50, say)"
             )
+        if key == "unsupervised" and config.unsupervised.get("_target_") not in (
+            None,
+            own.unsupervised.get("_target_"),
+        ):
+            raise UserError(
+                f"{word}: a checkpoint brings how its training tasks were made; leave it out, or take unsupervised=null for "
+                "validation tasks with labels"
+            )
         target = CHOSEN_IN.get(key, key)
         goal = f"test.{target}" if target.startswith("task.") else target
         OmegaConf.update(own, goal, OmegaConf.select(config, target), merge=False, force_add=True)
@@ -204,6 +241,31 @@ def with_checkpoint(config: DictConfig, overrides: list[str]) -> DictConfig:
         OmegaConf.update(own, key, config[key], merge=False)
     own.name = config.name or own.name
     return own
+
+
+def refuse_unchanged(config: DictConfig, overrides: Sequence[str], built: Sequence[Stage]) -> None:
+    """Refuses words for what changes training alone, which would stand in the result of a test beside weights that know nothing of it.
+
+    Args:
+        config: That of the checkpoint's run, with the overrides on it.
+        overrides: The words of the command line.
+        built: The stages.
+
+    Raises:
+        UserError: There is one.
+    """
+    read = {key for stage in built for key in stage.reads}
+    why = "it takes the weights of checkpoint= as they are"
+    if config.wrapper and not getattr(get_class(config.wrapper._target_), "prepares", False):
+        refuse_unused(overrides, ["wrapper"], f"{why}, and this wrapper changes training alone", read)
+    averages = config.test.views > 1 and any(stage.takes_episodes for stage in built)
+    if not averages and not any(stage.uses_transfer for stage in built):
+        refuse_unused(
+            overrides,
+            ["augment"],
+            f"{why}, and changes images in a test on episodes alone, with test.views=3, say",
+            read,
+        )
 
 
 def refuse_other_weights(folder: Path, weights: Path) -> None:

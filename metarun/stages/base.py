@@ -39,6 +39,7 @@ class Stage(ABC):
         measures: What its main numbers in `result.json` begin with, `test` or `target`, which one stage of a run alone may fill;
             empty for other numbers.
         meta_tests: Whether it takes episodes of the test classes, of which no stage before it may then see an image.
+        tests_source: Whether what it tests on is of the source alone, whatever `test.data` names, and by numbers of its own.
         asks_for_classes: Whether it asks a learner for the classes that it was trained with.
         reads: The keys beside the groups that this stage reads and most others do not, `support`, say. On the command line of a
             run none of whose stages reads them they are refused. After a checkpoint was loaded, the parts and groups of
@@ -58,6 +59,7 @@ class Stage(ABC):
     one_process: ClassVar[bool] = False
     measures: ClassVar[str] = ""
     meta_tests: ClassVar[bool] = False
+    tests_source: ClassVar[bool] = False
     asks_for_classes: ClassVar[bool] = False
     reads: ClassVar[tuple[str, ...]] = ()
     shares_training: ClassVar[bool] = False
@@ -75,6 +77,11 @@ class Stage(ABC):
         """
         if self.one_process and world.size > 1:
             raise UserError(f"hardware.processes={world.size}: {self} is carried out by one process; leave it at 1")
+
+    @property
+    def takes_episodes(self) -> bool:
+        """Whether it tests on episodes, of the data sets and in the numbers that `test` names."""
+        return self.meta_tests and not self.tests_source
 
     @abstractmethod
     def prepare(self, run: Run) -> None:

@@ -46,6 +46,7 @@ class Continual(Stage):
     needs_weights = True
     measures = result.TEST
     meta_tests = True
+    tests_source = True
     reads = ("continual",)
 
     def prepare(self, run: Run) -> None:

@@ -54,6 +54,11 @@ class Transfer(Stage):
         refuse_target_labels(run)
         source = SourceImages(run.data, config.seed, run.hardware.device) if config.recipe.source else None
         self.method: TargetMethod = construct(config.transfer, "transfer", learner=run.algorithm, source=source)
+        if config.unsupervised and source is not None and self.method.needs_source:
+            raise UserError(
+                f"unsupervised: withholds the labels of the data, but {type(self.method).__name__} (transfer) reads those of the source; "
+                "use transfer=logistic_regression, say, or leave unsupervised out"
+            )
         if (augment := run.augment_of(target.source)) is not None:
             # With a source its images may be changed, and a checkpoint's run may have had use for it.
             if not (self.method.augments or config.recipe.source or config.checkpoint):

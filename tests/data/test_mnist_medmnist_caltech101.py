@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import labelled_files as files
@@ -13,17 +15,22 @@ import numpy as np
 import pytest
 import torch
 from helpers import table
+from hydra.utils import get_class
+from omegaconf import OmegaConf
 from shell import harm_archive
 
+from metarun.config.folder import CONF
 from metarun.core import TaskShape
 from metarun.data import caltech101, mnist
 from metarun.data.augment import Augment
 from metarun.data.caltech101 import Caltech101
 from metarun.data.digits import Digits
+from metarun.data.folder import Folder
 from metarun.data.image_ops import drawn
 from metarun.data.image_source import ImageSource
 from metarun.data.medmnist import RELEASES, MedMnist
 from metarun.data.mnist import Mnist
+from metarun.data.text import Text
 from metarun.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -409,3 +416,14 @@ def test_a_constant_channel_has_the_least_deviation_and_not_none() -> None:
         mean, deviation = source.measured(np.arange(8))
         assert mean[1] == pytest.approx(level / 255)
         assert deviation[1:].tolist() == [1e-3, 1e-3]
+
+
+def test_a_data_set_that_is_a_target_too_is_named_as_one() -> None:
+    """Where its classes are too few for tasks, a line says how these themselves are told apart."""
+    for file in sorted((CONF / "target").glob("*.yaml")):
+        (data,) = re.findall(r"- /data@data: (\w+)", file.read_text())
+        cls: Any = get_class(OmegaConf.load(CONF / "data" / f"{data}.yaml")["_target_"])
+        if cls not in (Folder, Text, MedMnist):  # which tell their settings too
+            assert cls.as_target == f"target={file.stem}"
+    with pytest.raises(UserError, match=r"these 10 classes themselves apart: recipe=target_only target=digits$"):
+        Digits().sampler("val", TaskShape(3, 1, 1), 0, CPU)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from helpers import CPU, build, compose, hardware, toy_images
 from PIL import Image
-from shell import events, make_images, metarun, result, run_folder
+from shell import done, events, make_images, metarun, one_line, result, run_folder
 from torch import nn
 
 from metarun.core import Episodes, TaskShape
@@ -331,6 +331,38 @@ def test_the_learning_rate_is_the_one_that_is_best_on_other_images_of_validation
 PIXELS = ["recipe=continual", "algo=protonet", "backbone=pixels", "train.steps=0", "test.episodes=2",
           "continual.orders=2", "continual.classes=6",
           "continual.points=2", "continual.rates=[0.003,0.001]", "continual.images=4", "continual.test_images=2"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["test.data=[digits,glyphs]"],
+        ["test.views=3", "augment=standard"],
+        ["test.unknown_ways=2"],
+    ],
+)
+def test_settings_of_a_test_on_episodes_are_refused(tmp_path: Path, words: list[str]) -> None:
+    key = words[0].partition("=")[0]
+    one_line(
+        metarun(*PIXELS, *words, f"outputs={tmp_path / 'out'}"), f"{key}: this recipe has no meta-test; use recipe=meta"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_with_test_data_is_shown_classes_of_its_source(tmp_path: Path) -> None:
+    images = ["data=folder", f"data.root={make_images(tmp_path / 'images')}", "data.image_size=8", "test.data=[digits]"]
+    trained = ["algo=protonet", "backbone=pixels", "train.steps=0", "test.episodes=2", "test.baseline_episodes=0"]
+    done(*trained, *images, "task.ways=2", "task.queries=2", f"outputs={tmp_path / 'trained'}")
+    words = ["recipe=test_continual", f"checkpoint={run_folder(tmp_path / 'trained')}", *PIXELS[5:]]
+    one_line(
+        metarun(*words, "test.data=[digits]", f"outputs={tmp_path / 'out'}"), "test.data: this recipe has no meta-test"
+    )
+    done(*words, "continual.classes=4", f"outputs={tmp_path / 'out'}")
+    found = result(run_folder(tmp_path / "out"))
+    assert found["continual"]["classes"] == 4
+    assert not any(
+        "digits" in str(value) for key, value in found.items() if key not in ("command", "overrides", "choices")
+    )
 
 
 def test_the_stage_leaves_a_curve_a_picture_and_orders_to_go_on_with(tmp_path: Path) -> None:

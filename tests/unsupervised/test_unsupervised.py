@@ -441,10 +441,15 @@ def test_a_run_says_which_labels_made_what_it_began_with(tmp_path: Path) -> None
     on = ["unsupervised=umtra", f"backbone.from={folder}"]
     assert metarun(*on, f"outputs={tmp_path / 'on'}", *SMALL).status == 0
     assert result(run_folder(tmp_path / "on"))["protocol"]["labels_read"] == told
-    given = ["recipe=test", f"checkpoint={labels}", "unsupervised=umtra"]
-    assert metarun(*given, f"outputs={tmp_path / 'given'}").status == 0
-    told = result(run_folder(tmp_path / "given"))["protocol"]["labels_read"]
-    assert told == f"{none}; checkpoint: it was trained with labels"
+    # Weights that were trained with labels do not become those of a way without them.
+    said = {}
+    for origin in (labels, folder):
+        said[origin] = metarun(
+            "recipe=test", f"checkpoint={origin}", "unsupervised=umtra", f"outputs={tmp_path / 'given'}"
+        )
+        assert (tmp_path / "given").exists() == (origin == folder)
+    assert "unsupervised=umtra: a checkpoint brings how its training tasks were made" in said[labels].err
+    assert result(run_folder(tmp_path / "given"))["protocol"]["labels_read"] == told
     # Test tasks are not made up: without the run that embeds, only validation tasks for the temperature are lacking.
     embedded = run_folder(tmp_path / "embedded")
     labels.rename(tmp_path / "elsewhere")
@@ -491,6 +496,10 @@ def test_images_of_ones_own_without_labels(tmp_path: Path) -> None:
             "train.task.unlabelled=2: unsupervised makes training tasks",
         ),
         (["unsupervised=umtra", "test.task.shots=[1,3]"], "test.task.shots=[1,3]: unsupervised makes validation tasks"),
+        (
+            ["unsupervised=umtra", "recipe=meta_transfer", "target=digits", "transfer=tradaboost"],
+            "unsupervised: withholds the labels of the data, but TrAdaBoost (transfer) reads those of the source",
+        ),
         (["unsupervised=umtr"], "unsupervised=umtr: there is no such choice; did you mean umtra"),
         (["unsupervised=umtra", "unsupervised.shif=1"], "unsupervised.shif"),
     ],

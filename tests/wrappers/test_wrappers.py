@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from helpers import CPU, build, choices, class_of, compose, double, episodes, hardware, toy_images
 from omegaconf import DictConfig, OmegaConf
-from shell import make_images, metarun, result, run_folder
+from shell import make_images, metarun, one_line, result, run_folder
 from torch import Tensor
 
 from metarun.algos.protonet import ProtoNet
@@ -117,6 +117,29 @@ def test_a_wrapper_that_prepares_tasks_is_known_by_that() -> None:
 
     assert Unchanged.prepares
     assert not MetaMix.prepares
+
+
+def test_what_changes_training_alone_is_refused_beside_a_checkpoint(pictures: Path, tmp_path: Path) -> None:
+    """A report would show the same weights as those of MetaMix too."""
+    few = ["train.steps=1", "test.baseline_episodes=0", f"data.root={pictures}", "algo=protonet"]
+    plain, mixed = (
+        done(*SMALL, *few, *words, outputs=tmp_path / name)
+        for name, words in (("plain", []), ("mixed", ["wrapper=metamix"]))
+    )
+    out = f"outputs={tmp_path / 'out'}"
+    for run, word in (
+        (plain, "wrapper=metamix"),
+        (plain, "wrapper=ats"),
+        (mixed, "wrapper=metamix"),
+        (plain, "augment=standard"),
+    ):
+        one_line(
+            metarun("recipe=test", f"checkpoint={run}", word, out),
+            f"{word}: this recipe has no use for it; it takes the weights",
+        )
+    assert not (tmp_path / "out").exists()
+    done("recipe=test", f"checkpoint={plain}", "augment=standard", "test.views=2", outputs=tmp_path / "views")
+    done("recipe=test", f"checkpoint={mixed}", "test.episodes=2", outputs=tmp_path / "again")
 
 
 def test_no_wrapper_is_a_choice_too(pictures: Path, tmp_path: Path) -> None:

@@ -64,6 +64,25 @@ def test_the_smallest_class_is_named() -> None:
         small.sampler("train", TaskShape(2, 5, 5), 0, CPU)
 
 
+def test_small_classes_of_which_there_are_few_end_in_one_line_that_says_both() -> None:
+    source = ImageSource(
+        table(np.zeros((72, 1, 4, 4), np.uint8), [6] * 12), {"train": list(range(8)), "val": [8, 9], "test": [10, 11]}
+    )
+    with pytest.raises(UserError, match=r"above the 6 images .* lower .* 5 ways have too few classes as well, 2 for validation and 2 for "
+                       r"the test\. To tell these 12 classes themselves apart: recipe=target_only"):  # fmt: skip
+        source.sampler("train", TaskShape(5, 1, 15), 0, CPU)
+    with pytest.raises(
+        UserError, match=r"above the 6 images of [^.]*; lower train\.task\.queries[^.]*train\.task\.queries=\[1,15\]$"
+    ):
+        source.sampler("train", TaskShape(2, 1, 15), 0, CPU)
+
+
+def test_one_class_is_not_said_to_be_told_apart() -> None:
+    one = ImageSource(table(np.zeros((6, 1, 4, 4), np.uint8), [6]), {"train": [0], "val": [0], "test": [0]})
+    with pytest.raises(UserError, match=r"One class leaves nothing to tell apart"):
+        one.sampler("train", TaskShape(2, 1, 1), 0, CPU)
+
+
 def test_four_classes_of_own_images_end_in_one_line_that_leads_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metarun.data.file_names import (
+    IMAGES,
     NO_CLASSES,
     kinds_of,
     may_be_image,
@@ -17,6 +18,7 @@ from metarun.data.file_names import (
     parts_alone,
     pieces,
     tables_in,
+    tables_of_labels,
     twins,
     visible,
 )
@@ -27,6 +29,8 @@ from metarun.errors import UserError, nearest
 from metarun.text import composed, shell_path
 
 log = logging.getLogger("metarun")
+
+ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"}
 
 
 class ClassFiles(NamedTuple):
@@ -102,15 +106,20 @@ def by_folders(root: Path, *, tell: bool = True) -> list[ClassFiles]:
     refuse_unlabelled(root, names)
     if not names:
         if _visible(root):
-            raise UserError(
-                f"data.root: {root} holds files but no class folders; put the images of each class into a folder of its own"
+            tables = tables_of_labels(root)
+            advice = (
+                f"; name the table that says their classes with data.labels={shlex.quote(tables[0])}" if tables else ""
             )
+            own = "; put the images of each class into a folder of its own"
+            raise UserError(f"data.root: {root} holds files but no class folders{advice or own}")
         raise UserError(f"data.root: folder {root} is empty")
     return _classes(root, names, "")
 
 
 def _as_table(file: Path) -> str:
-    """What to set where a file is given as the root that may be the table of the labels; empty where it cannot be one."""
+    """What to do where a file is given as the root that may be the table of the labels, or an archive; empty for any other."""
+    if file.suffix.lower() in ARCHIVES:
+        return f"; unpack {file.name} first"
     if file.suffix.lower() not in (".csv", ".tsv", ".txt"):
         return ""
     return f"; of a table of labels: data.root={shell_path(file.parent)} data.labels={shlex.quote(file.name)}"
@@ -131,7 +140,8 @@ def refuse_unlabelled(root: Path, names: list[str]) -> None:
     others = [name for name in names if name.lower() not in NO_CLASSES]
     called_so = parts_alone(parts if tables else others) or (len(names) == 1 and (parts or tables))
     if (called_so and not any(_folders(root / name) for name in parts)) or _no_classes(root, names):
-        raise _unlabelled(root / (parts or names)[0], tables)
+        held = [name for name in parts or names if any(may_be_image(entry.name) for entry in _visible(root / name))]
+        raise _unlabelled(root / (held or parts or names)[0], tables_of_labels(root))
 
 
 def _no_classes(root: Path, names: list[str]) -> bool:
@@ -142,10 +152,9 @@ def _no_classes(root: Path, names: list[str]) -> bool:
 
 def _unlabelled(held: Path, tables: list[str]) -> UserError:
     """The error of images in a folder that says nothing of their classes, beside these tables."""
-    labels = [table for table in tables if "submission" not in table.lower()]  # a form to fill in holds none
     advice = (
-        f"name the table that does with data.labels={labels[0]}"
-        if labels
+        f"name the table that does with data.labels={shlex.quote(tables[0])}"
+        if tables
         else "put the images of each class into a folder of its own, or name a table of file and label with data.labels"
     )
     return UserError(
@@ -163,26 +172,36 @@ def _divided(
     lacking = [part for part in SPLITS if (part != "val" or part in folders) and not inside.get(folders.get(part, ""))]
     if lacking:
         part = lacking[0]
-        unlabelled = part != "train" and part in folders and _visible(root / folders[part])
-        hint = (
-            f", whose images have no labels; data.root={root / folders['train']} takes the others alone"
-            if unlabelled
-            else ""
-        )
         raise UserError(
             f"data.root: {root} is divided into {', '.join(folders.values())}, but there are no class folders in "
-            f"{folders.get(part, part)}{hint}"
+            f"{folders.get(part, part)}{_without(part, root, folders, inside)}"
         )
     for found in folders.values():
         # An archive may have a folder of its own name in it: train/train.
         called_so = all(name.lower() in NO_CLASSES or part_of(name) for name in inside[found])
         if called_so and not any(_folders(root / found / name) for name in inside[found]):
-            raise _unlabelled(root / found / inside[found][0], tables_in(root))
+            raise _unlabelled(root / found / inside[found][0], tables_of_labels(root))
     if others:
         log.warning("data folder: of %s only %s are read, not %s", root, ", ".join(folders.values()), ", ".join(others))
     return _sound(
         [entry for part in folders for entry in _classes(root / folders[part], inside[folders[part]], part)], root
     )
+
+
+def _without(part: str, root: Path, folders: dict[str, str], inside: dict[str, list[str]]) -> str:
+    """What leads on where no class folders are in `part`, for the end of a message; `inside` is what each of `folders` holds."""
+    held = {one: shell_path(root / folder) for one, folder in folders.items() if inside[folder]}
+    if part in folders and part != "train" and "train" in held and _visible(root / folders[part]):
+        tables = {part_of(Path(table).stem): table for table in tables_in(root)}
+        if {"train", part} <= set(tables):
+            named = ",".join(tables[one] for one in SPLITS if one in tables)
+            return f", whose images need a table: {shlex.quote(f'data.labels=[{named}]')} reads both; data.root={held['train']} one alone"
+        return f", whose images have no labels; data.root={held['train']} takes the others alone"
+    if part == "test" and set(held) == {"train", "val"}:
+        return f"; call {folders['val']} test, or data.root={held['train']} takes the others alone"
+    if part not in folders and len(held) == 1:
+        return f"; data.root={next(iter(held.values()))} takes these alone"
+    return ""
 
 
 def _sound(classes: list[ClassFiles], root: Path) -> list[ClassFiles]:
@@ -200,33 +219,61 @@ def _classes(home: Path, names: list[str], part: str) -> list[ClassFiles]:
     """The class folders `names` of a folder."""
     if twin := twins(names):
         raise UserError(f"data.root: {home}: {twin}")
-    return [_class(home / name, part) for name in names]
+    return [_class(home / name, part, several=len(names) > 1) for name in names]
 
 
-def _class(path: Path, part: str) -> ClassFiles:
-    """The images of a class folder; lists and texts beside them, as benchmarks have them, are left."""
+def _class(path: Path, part: str, *, several: bool) -> ClassFiles:
+    """The images of a class folder, or of the folder `images` in one of several; lists, as benchmarks have them beside, are left."""
     entries = _visible(path)
+    folders = [entry.name for entry in entries if _is_folder(entry)]
+    images = [name for name in folders if name.lower() in IMAGES]
+    bare = not any(may_be_image(entry.name) for entry in entries if entry.name not in folders)
+    if (
+        several and len(images) == 1 and bare and all(name.lower() in NO_CLASSES for name in folders)
+    ):  # others are masks
+        within = _class(path / images[0], part, several=False)
+        return within._replace(name=composed(path.name))
     if inside := next(filter(_is_folder, entries), None):
         raise UserError(
             f"data.root: {inside.path} is a folder inside a class folder; class folders hold images alone{_deeper(path.parent)}"
         )
     paths = [path / entry.name for entry in entries if may_be_image(entry.name)]
     if not paths:
-        held = f"holds no image, but {entries[0].name}" if entries else "is empty"
+        held = f"holds no image, but {entries[0].name}" if entries else "is empty; delete it, or fill it"
         raise UserError(f"data.root: the class folder {path} {held}")
     return ClassFiles(composed(path.name), part, f"the class folder {path}", paths)
 
 
 def _deeper(root: Path) -> str:
-    """Names the folder below `root` that holds the most class folders, for the end of a message; empty where none holds two."""
-    best, most = None, 1
-    for folder, names, _ in os.walk(root):
+    """Names what below `root` could be the root, for the end of a message: where parts or the most class folders are, or a table is."""
+    found: dict[Path, list[str]] = {}
+    beside = ""
+    for home, names, files in os.walk(root):
+        folder = Path(home)
         names[:] = sorted(filter(visible, names))
-        inside = [_visible(Path(folder, name)) for name in names]
-        count = sum(bool(held) and not any(map(_is_folder, held)) for held in inside)
-        if count == len(names) and count > most:
-            best, most = folder, count
-    return f"; {best} has {most} class folders" if best else ""
+        if folder != root and {"train", "test"} <= set(map(part_of, names)):
+            return f"; {folder} is divided into {', '.join(filter(part_of, names))}"
+        if (
+            not names
+            and any(may_be_image(name) for name in filter(visible, files))
+            and (tables := tables_of_labels(folder))
+        ):
+            beside = beside or f"; {folder} has a table beside its images: data.labels={shlex.quote(tables[0])}"
+        inside = [_visible(folder / name) for name in names]
+        if len(names) > 1 and all(held and not any(map(_is_folder, held)) for held in inside):
+            found[folder] = names
+    # What each of several folders has, as those of `2024` and `2025`, are no classes.
+    own = {
+        folder: names
+        for folder, names in found.items()
+        if not any(other != folder and other.parent == folder.parent and found[other] == names for other in found)
+    }
+    if own:
+        best = max(own, key=lambda folder: len(own[folder]))
+        return f"; {best} has {len(own[best])} class folders"
+    return beside or (
+        "; a table of file and label says of which class each image is, at any depth: data.labels" if found else ""
+    )
 
 
 def _by_parts(path: Path) -> list[str]:

@@ -28,7 +28,10 @@ BESIDE_KINDS = {
 KIND = re.compile(f"({'|'.join(KINDS)})({'|'.join(BESIDE_PARTS)})?")
 TABLES = (".csv", ".tsv")
 NO_IMAGES = {*TABLES, ".gz", ".html", ".json", ".md", ".pdf", ".py", ".tar", ".txt", ".xml", ".yaml", ".yml", ".zip"}
-LITTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}  # left by systems, as is whatever begins with a dot
+# Left by systems, as is whatever begins with a dot.
+LITTER = {
+    "thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "icon\r", "$recycle.bin", "system volume information", "lost+found",
+}  # fmt: skip
 
 
 def may_be_image(name: str) -> bool:
@@ -74,6 +77,11 @@ def pieces(names: Sequence[str]) -> bool:
 def tables_in(folder: Path) -> list[str]:
     """The names of the tables that lie in a folder."""
     return sorted(path.name for path in folder.iterdir() if path.suffix.lower() in TABLES and path.is_file())
+
+
+def tables_of_labels(folder: Path) -> list[str]:
+    """The names of the tables in a folder that may say of which class images are; a form for predictions does not."""
+    return [name for name in tables_in(folder) if "submission" not in name.lower()]
 
 
 def visible(name: str) -> bool:

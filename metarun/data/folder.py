@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,8 @@ from metarun.system import platform
 from metarun.text import counted, printable, shell_path
 
 log = logging.getLogger("metarun")
+
+MASK = re.compile(r"(.+)[ _-](?:mask|segmentation|seg|gt)(?:[ _-]?\d+)?", re.IGNORECASE)
 
 
 class Folder(ImageSource):
@@ -120,6 +123,7 @@ class Folder(ImageSource):
             of_class.setdefault(entry.name, []).append(entry)
         names = list(of_class)
         _tell_of_capitals(names)
+        _tell_of_masks(classes)
         ordinary = len(names) < len(classes)  # the same classes in each part, other images
         lists = (train_classes, val_classes, test_classes)
         kind = "class" if labels else "class folder"
@@ -139,15 +143,17 @@ class Folder(ImageSource):
         }  # fmt: skip
         reading = _Reading(of_class, seen, ordinary, image_size, channels, values, skip_bad)
         super().__init__(cached("folder", key, reading.build), splits, rotations=rotations, normalize=normalize)
-        if labels is None:  # with a table there are more words to it
-            own = {"image_size": image_size, "channels": channels, "value_range": value_range, "skip_bad": skip_bad}
-            usual = inspect.signature(Folder).parameters
-            typed = [
-                shlex.quote(f"target.data.{key}={_typed(value)}")
-                for key, value in own.items()
-                if value != usual[key].default
-            ]
-            self.as_target = " ".join([f"target=folder target.data.root={shell_path(root)}", *typed])
+        own = {
+            "labels": labels, "file_column": file_column, "label_column": label_column, "image_size": image_size,
+            "channels": channels, "value_range": value_range, "skip_bad": skip_bad,
+        }  # fmt: skip
+        usual = inspect.signature(Folder).parameters
+        typed = [
+            shlex.quote(f"target.data.{key}={_typed(value)}")
+            for key, value in own.items()
+            if value != usual[key].default
+        ]
+        self.as_target = " ".join([f"target=folder target.data.root={shell_path(root)}", *typed])
         below = len(os.path.join(folder, ""))  # of all of them; `relpath` takes both paths apart for each
         files = [str(path)[below:] for entries in of_class.values() for entry in entries for path in entry.paths]
         # Where bad files were left out, it is not known which: places in the classes are told instead.
@@ -233,6 +239,22 @@ def _tell_of_capitals(names: Sequence[str]) -> None:
         log.warning(
             "data folder: %s and %s, whose names differ in capitals alone%s, are two classes; if they are one, call them alike",
             *map(printable, pairs[0]), more,
+        )  # fmt: skip
+
+
+def _tell_of_masks(classes: Sequence[ClassFiles]) -> None:
+    """Warns of files that are called as the mask of an image beside them, `1_mask.png` beside `1.png`: they are images of the class too."""
+    masks: list[Path] = []
+    for entry in classes:
+        stems = {(path.parent, path.stem) for path in entry.paths}
+        masks += [
+            path for path in entry.paths if (found := MASK.fullmatch(path.stem)) and (path.parent, found[1]) in stems
+        ]
+    if masks:
+        log.warning(
+            "data folder: %s called as masks of images beside them, %s say, and read as images of their class; move them elsewhere if "
+            "they are masks",
+            "1 file is" if len(masks) == 1 else f"{len(masks)} files are", printable(f"{masks[0].parent.name}/{masks[0].name}"),
         )  # fmt: skip
 
 

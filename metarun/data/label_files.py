@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from metarun.data.file_names import part_of, tables_in
 from metarun.data.image_index import ImageIndex
 from metarun.errors import UserError, nearest
@@ -95,7 +97,7 @@ def rows_of(
     """Reads a table of labels.
 
     A table may also have a column of zeros and ones for each class, as competitions publish them; the column with the one is then
-    the label.
+    the label. A list of images and labels may lack the line of names, and may be separated by blanks.
 
     Args:
         path: The table.
@@ -109,7 +111,14 @@ def rows_of(
     Raises:
         UserError: The table cannot be read, its columns cannot be told apart, or a row does not fit them.
     """
-    (_, names), *lines = _lines(path, key)
+    (first, names), *lines = _lines(path, key)
+    if images := [name for name in names if Path(name).suffix.lower() in Image.registered_extensions()]:
+        if len(images) > 1 or len(names) != 2:
+            raise UserError(
+                f"{key}: {path} begins with a row, of {images[0]}; its first line must name the columns, as in file,label"
+            )
+        lines = [(first, names), *lines]
+        names = ["file", "label"] if names[0] == images[0] else ["label", "file"]
     if not lines:
         raise UserError(f"{key}: {path} has no rows")
     table = _Header(names, path, key, columns)
@@ -144,6 +153,8 @@ def _lines(path: Path, key: str) -> list[tuple[int, list[str]]]:
     named, text = separator_named(text_of(path, key))
     first = next((line for line in lines_of(text) if line.strip()), "")
     delimiter = named or max("\t;,", key=first.count)
+    if delimiter not in first and len(first.split()) == 2:  # of a list: 1.png cat
+        delimiter = " "
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
     lines: list[tuple[int, list[str]]] = []
     read = 0  # lines that rows lie on which are whole

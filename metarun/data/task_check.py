@@ -127,6 +127,7 @@ class TaskCheck:
             place, short, _ = found
             raise UserError(
                 f"task: {short} of the smallest class of the {split} split, {printable(names[place])}; {self._leads_on()}"
+                f"{self._few_elsewhere()}"
             )
         if task.query_dirichlet is not None and (most := most_queries(task, sizes)) <= least(task.queries):
             out = self._leaving_out(int(sizes.min()) + 1)
@@ -136,6 +137,19 @@ class TaskCheck:
                 f"{printable(names[sizes.argmin()])}, has {most} images beside its shots, so that all classes get queries = "
                 f"{task.queries}; lower {self.key}.queries or {self.key}.shots{larger}"
             )
+
+    def _few_elsewhere(self) -> str:
+        """That other splits have too few classes for such tasks, of which no numbers of items help, for the end of a message."""
+        source, task = self.source, self.task
+        needed = task.needed_ways + task.distractors
+        counts = {one: len(source.classes_of(one, task)) * source.turns for one in source.splits if one != self.split}
+        few = [f"{count} for {PURPOSE[one]}" for one, count in counts.items() if count < needed]
+        if not few or source.undivided:
+            return ""
+        return (
+            f". Tasks of {count_text(task.ways)} ways have too few classes as well, {' and '.join(few)}. "
+            f"{self._as_target(len(self.source.table.names))}"
+        )
 
     def _leads_on(self) -> str:
         """What to do where classes of a split are too small for tasks: only what this split can then serve."""
@@ -196,4 +210,6 @@ class TaskCheck:
 
     def _as_target(self, classes: int) -> str:
         """How classes are told apart without a meta-test."""
+        if classes < 2:
+            return "One class leaves nothing to tell apart: the data must say of each image which of several it is of"
         return f"To tell these {classes} classes themselves apart: recipe=target_only {self.source.as_target}"

@@ -80,7 +80,7 @@ def _composed(collection: Collection, to: Path, title: str) -> Composed | None:
     shown = [
         table
         for section in sections
-        for table in (tables.section_table(section), tables.target_curve(section))
+        for table in (tables.section_table(section), tables.target_curve(section), tables.target_measures(section))
         if table is not None
     ]
     overview = tables.overview(sections)

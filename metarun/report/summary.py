@@ -20,6 +20,7 @@ from metarun.report.statistics import Paired
 from metarun.runs.result import (
     PROTOCOL,
     SCORE,
+    TARGET,
     TARGET_CURVE,
     TEST_DIVERGED,
     TEST_MEDIAN,
@@ -263,6 +264,16 @@ def target_points(group: Group) -> dict[int, Point]:
         )
         for size in sorted(set.intersection(*map(set, curves)))
     }
+
+
+def target_measure(group: Group, measure: str) -> Point:
+    """The mean of a measure of a target at its largest number of training items, as `target_points` has the accuracy."""
+    over, name = statistics.over_same_draws, key(TARGET, measure)
+    return Point(
+        fmean(fmean(run.result[name] for run in together) for together in group.trainings),
+        over([over([run.result.get(half_of(name)) for run in together]) for together in group.trainings]),
+        _bases(run.interval_over for run in group.runs),
+    )
 
 
 def label(group: Group, columns: Sequence[str]) -> str:

@@ -6,20 +6,24 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from metarun.ops.measures import ACCURACY, ERROR
+from metarun.ops.measures import ACCURACY, AUROC, BALANCED_ACCURACY, CONFUSION, ERROR, MACRO_F1
 from metarun.report.finished import Setting
 from metarun.report.statistics import Paired, over_seeds, tied
-from metarun.report.summary import Point, Row, Section, apart, shown, target_points
+from metarun.report.summary import Point, Row, Section, apart, shown, target_measure, target_points
+from metarun.report.target import TITLES
 from metarun.report.text import TOO_FEW, error_form
-from metarun.runs.result import TRANSDUCTIVE, mode
+from metarun.runs.result import TARGET, TARGET_CLASSES, TRANSDUCTIVE, key, mode
+from metarun.text import printable
 
 SOME = "seeds: 2 of 3"  # what is explained where some seeds have no finite number
 
 MINUS = "minus the best,"  # begins the headings of paired differences
 DIVISIONS = "mean ± over divisions"
+MIXED_UP = "mixed up most"  # heads what classes of a target are taken for
 DRAWN = {
     "episodes": "the drawn test episodes (Student's t, or Wilson's interval where all have the same accuracy)",
     "orders": "the orders in which the classes come, each with other images of them (Student's t)",
@@ -50,6 +54,14 @@ EXPLAINED = {
     "accuracy.",
     "supposes balanced": "whether the method supposes that each class has as many of the queries (of a target: test items) as any other, "
     "which it cannot know.",
+    TITLES[
+        BALANCED_ACCURACY
+    ]: "the mean over the classes of the share of its test items that are right; of unequal classes chance is one "
+    "in so many, whatever the commonest is.",
+    TITLES[
+        AUROC
+    ]: "of two classes: how often an item of the second has a higher probability of it than one of the first; 50% is chance.",
+    MIXED_UP: "the class of which the largest share of test items is taken for one other class, over all repeats and seeds.",
     "p": "Holm-adjusted over all comparisons of its kind in this report. The best was chosen by these same results, "
     "which flatters it a little.",
 }
@@ -357,6 +369,42 @@ def target_curve(section: Section) -> ReportTable | None:
     title = f"{section.setting.data} as the target, accuracy by training {section.setting.items} ± over {over}"
     headings = [*swept, *(f"{size} {section.setting.items}" for size in sizes)]
     return ReportTable(title, headings, rows, len(swept), best, kept=len(headings) - 1)
+
+
+def target_measures(section: Section) -> ReportTable | None:
+    """What accuracy does not tell of a target, at its largest number of training items; None for other tests and where runs lack it.
+
+    That is balanced accuracy, AUROC (of two classes) or macro F1, and which class is taken for which other one most often.
+    """
+    results = [run.result for row in section.rows for run in row.group.runs]
+    known = [
+        name for name in (BALANCED_ACCURACY, AUROC, MACRO_F1) if all(key(TARGET, name) in found for found in results)
+    ]
+    known = known[:2]  # beside AUROC, macro F1 tells little more
+    if not known or not all(key(TARGET, CONFUSION) in found for found in results):
+        return None
+    swept = {name(column): [shown(row.group.values[column]) for row in section.rows] for column in section.columns}
+    swept = swept or {"runs": [row.label for row in section.rows]}
+    columns = {
+        TITLES[measure]: [_point(target_measure(row.group, measure), section.setting.over) for row in section.rows]
+        for measure in known
+    }
+    columns[MIXED_UP] = [_mixed_up([run.result for run in row.group.runs]) for row in section.rows]
+    rows = [list(cells) for cells in zip(*swept.values(), *columns.values(), strict=True)]
+    title = f"{section.title}: beside accuracy, ± over {section.setting.over}"
+    return ReportTable(title, [*swept, *columns], rows, len(swept), kept=len(swept))
+
+
+def _mixed_up(results: Sequence[Mapping[str, Any]]) -> str:
+    """The class of which the largest share is taken for one other class, `cat for dog, 12.5%`; `none` where all is right."""
+    counts = np.sum([result[key(TARGET, CONFUSION)] for result in results], axis=0)
+    names = results[0][TARGET_CLASSES]
+    wrong = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    np.fill_diagonal(wrong, 0)
+    true, taken = np.unravel_index(wrong.argmax(), wrong.shape)
+    if not wrong[true, taken]:
+        return "none"
+    return f"{printable(names[true])} for {printable(names[taken])}, {wrong[true, taken]:.1%}"
 
 
 def _point(point: Point, over: str) -> str:

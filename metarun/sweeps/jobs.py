@@ -90,8 +90,16 @@ def options_of(hydra: Any) -> list[str]:
     return [*options, *(word for word in hydra.overrides.hydra if not word.lstrip("+~").startswith(OF_THE_SWEEP))]
 
 
-def perform(arguments: Sequence[str]) -> Outcome:
-    """Runs `metarun arguments...` in this process, which should do nothing else afterwards; prints what it would print."""
+def perform(arguments: Sequence[str], *, tell_of_signals: bool = True) -> Outcome:
+    """Runs `metarun arguments...` in this process, which should do nothing else afterwards; prints what it would print.
+
+    Args:
+        arguments: What is typed behind `metarun`.
+        tell_of_signals: Whether it is printed that a signal ended it, which a sweep at the same terminal says itself.
+
+    Returns:
+        How it ended.
+    """
     from metarun import cli
 
     try:
@@ -101,7 +109,7 @@ def perform(arguments: Sequence[str]) -> Outcome:
         lines = str(error).splitlines() or [""]
         outcome = Outcome(1, f"{type(error).__name__}: {lines[0]}")
     else:
-        if outcome.message:
+        if outcome.message and (tell_of_signals or outcome.status <= 128):
             print(f"metarun: {printable(outcome.message)}", file=sys.stderr, flush=True)
     return outcome
 

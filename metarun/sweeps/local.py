@@ -142,7 +142,7 @@ def _in_child(
     except OSError as error:  # a full disk, say
         outcome = Outcome(MENDABLE, f"{error.filename or output}: {error.strerror}")
     else:
-        outcome = perform(arguments)
+        outcome = perform(arguments, tell_of_signals=output is not None)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the sweep was killed, and nobody asks any more
         pipe.send(outcome)
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from metarun.core import TaskShape
 from metarun.data import folder as folders
+from metarun.data.class_folders import by_folders
 from metarun.data.folder import Folder
 from metarun.errors import UserError
 
@@ -530,11 +531,87 @@ def test_empty_class_folder_and_folder_in_class_folder(root: Path) -> None:
         Folder(root=str(root))
 
 
+def test_an_archive_as_the_root_is_to_be_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "photos.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"photos\.zip is a file; .*; unpack photos\.zip first$"):
+        Folder(root=str(tmp_path / "photos.zip"))
+
+
+def test_the_images_of_a_class_may_lie_in_its_folder_of_images(tmp_path: Path) -> None:
+    root = tmp_path / "scans"
+    for name in ("ill", "well"):
+        save(root / name / "images" / "1.png")
+        save(root / name / "masks" / "1.png")
+        (root / name / "boxes.txt").write_text("1.png 0 0 8 8\n")
+    source = Folder(root=str(root), image_size=8)
+    assert (source.table.names, source.table.sizes.tolist()) == (["ill", "well"], [1, 1])
+    shutil.rmtree(root / "well")
+    with pytest.raises(UserError, match="is a folder inside a class folder"):  # one such folder is no class
+        Folder(root=str(root))
+
+
+def test_folders_that_each_class_has_are_no_classes(tmp_path: Path) -> None:
+    root = tmp_path / "birds"
+    for name in ("finch", "wren", "owl"):
+        for year in ("2024", "2025"):
+            save(root / name / year / "1.png")
+    with pytest.raises(
+        UserError, match=r"inside a class folder; .*hold images alone; a table of file and label .*data\.labels$"
+    ):
+        Folder(root=str(root))
+    (root / "owl").rename(tmp_path / "owl")
+    (tmp_path / "owl").rename(tmp_path / "birds" / "deep")
+    save(root / "deep" / "2026" / "1.png")
+    with pytest.raises(UserError, match=r"; .*/birds/deep has 3 class folders$"):
+        Folder(root=str(root))
+
+
+def test_a_divided_folder_further_below_is_named_whole(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            save(tmp_path / "set" / "data" / part / name / "1.png")
+    with pytest.raises(UserError, match=r"; .*/set/data is divided into test, train$"):
+        Folder(root=str(tmp_path / "set"))
+
+
+def test_files_that_are_called_as_masks_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("benign", "normal"):
+        save(tmp_path / "scans" / name / "scan (1).png")
+        save(tmp_path / "scans" / name / "gas mask.png")  # no `gas.png` is beside it
+    Folder(root=str(tmp_path / "scans"), image_size=8)
+    assert "masks" not in caplog.text
+    save(tmp_path / "scans" / "benign" / "scan (1)_mask.png")
+    save(tmp_path / "scans" / "benign" / "scan (1)_mask_2.png")
+    Folder(root=str(tmp_path / "scans"), image_size=8)
+    assert "2 files are called as masks of images beside them, benign/scan (1)_mask.png say" in caplog.text
+
+
+def test_what_systems_leave_behind_is_no_class(root: Path) -> None:
+    for name in ("$RECYCLE.BIN", "System Volume Information", "lost+found"):
+        (root / name).mkdir()
+    (root / "c0" / "ehthumbs.db").write_bytes(b"x")
+    (root / "c0" / "Icon\r").write_bytes(b"")
+    assert [entry.name for entry in by_folders(root)] == sorted(path.name for path in root.glob("c*"))
+    assert all(path.suffix == ".png" for path in by_folders(root)[0].paths)
+
+
 def test_split_folders_that_do_not_fit(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     save(folder / "train" / "a" / "1.png")
-    with pytest.raises(UserError, match=r"/images is divided into train, but there are no class folders in test$"):
+    alone = rf"; data\.root={folder}/train takes these alone$"
+    with pytest.raises(
+        UserError, match=rf"/images is divided into train, but there are no class folders in test{alone}"
+    ):
         Folder(root=str(folder))
+    (folder / "train").rename(folder / "val")
+    with pytest.raises(UserError, match=r"no class folders in train; data\.root=.*/images/val takes these alone$"):
+        Folder(root=str(folder))
+    save(folder / "train" / "a" / "1.png")
+    with pytest.raises(
+        UserError, match=r"no class folders in test; call val test, or data\.root=.*/train takes the others"
+    ):
+        Folder(root=str(folder))
+    shutil.rmtree(folder / "val")
     save(folder / "test" / "a" / "1.png")
     save(folder / "test" / "c" / "1.png")
     with pytest.raises(

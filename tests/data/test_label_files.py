@@ -506,6 +506,61 @@ def test_parts_are_no_classes(tmp_path: Path, parts: tuple[str, ...], table: boo
         Folder(root=str(tmp_path / "images"))
 
 
+@pytest.mark.parametrize("home", ["set", "set/Final_Test/Images"])
+def test_a_table_beside_images_is_named(tmp_path: Path, home: str) -> None:
+    (tmp_path / home).mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / home / "1.ppm")
+    write(tmp_path / home / "sample_submission.csv", "Filename,ClassId", [("1.ppm", "0")])
+    write(tmp_path / home / "truth.csv", "Filename,ClassId", [("1.ppm", "7")])
+    with pytest.raises(UserError, match=r"^data\.root: .*data\.labels=truth\.csv$"):
+        by_folders(tmp_path / "set")
+
+
+def test_the_tables_of_parts_without_class_folders_are_named(tmp_path: Path) -> None:
+    root = tmp_path / "signs"
+    for number in range(3):
+        (root / "Train" / f"{number}").mkdir(parents=True)
+        Image.new("L", (8, 8), number).save(root / "Train" / f"{number}" / "1.png")
+    (root / "Test").mkdir()
+    Image.new("L", (8, 8)).save(root / "Test" / "2.png")
+    write(root / "Train.csv", "ClassId,Path", [(f"{number}", f"Train/{number}/1.png") for number in range(3)])
+    write(root / "Test.csv", "ClassId,Path", [("0", "Test/2.png")])
+    with pytest.raises(
+        UserError, match=r"need a table: 'data\.labels=\[Train\.csv,Test\.csv\]' reads both; data\.root="
+    ):
+        by_folders(root)
+    assert [(entry.part, entry.name) for entry in by_labels(root, ["Train.csv", "Test.csv"])] == [
+        ("train", "0"), ("train", "1"), ("train", "2"), ("test", "0"),
+    ]  # fmt: skip
+
+
+def test_the_folder_that_holds_the_images_is_named(tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances.json").write_text("{}")
+    (tmp_path / "images").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "1.png")
+    with pytest.raises(UserError, match=r"/images holds images but no class folders"):
+        by_folders(tmp_path)
+
+
+@pytest.mark.parametrize("between", [" ", "   ", ",", "\t"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_list_of_images_and_labels_needs_no_names_of_columns(tmp_path: Path, between: str, turned: bool) -> None:
+    (tmp_path / "images").mkdir()
+    rows = []
+    for number in range(4):
+        Image.new("L", (8, 8), number).save(tmp_path / "images" / f"{number}.JPG", "JPEG")
+        row = (f"images/{number}.JPG", str(number % 2))
+        rows.append(between.join(row[::-1] if turned else row))
+    (tmp_path / "labels.txt").write_text("\n".join(rows) + "\n")
+    assert [(entry.name, len(entry.paths)) for entry in by_labels(tmp_path, ["labels.txt"])] == [("0", 2), ("1", 2)]
+    (tmp_path / "boxes.csv").write_text("0.JPG,1,2,cat\n1.JPG,1,2,dog\n")
+    with pytest.raises(
+        UserError, match=r"boxes\.csv begins with a row, of 0\.JPG; its first line must name the columns"
+    ):
+        by_labels(tmp_path, ["boxes.csv"])
+
+
 def test_pieces_of_a_folder_are_no_classes_beside_a_table(tmp_path: Path) -> None:
     root = tmp_path / "set"
     for piece in (1, 2):

@@ -95,6 +95,34 @@ def test_approaches_to_a_target_have_a_joint_learning_curve(tmp_path: Path) -> N
     assert [drawing.name for drawing in figures.draw([section])] == ["cost"]
 
 
+def test_what_accuracy_does_not_tell_of_a_target(tmp_path: Path) -> None:
+    def told(wrong: int) -> dict[str, Any]:
+        found = {
+            "balanced_acc": 0.5 + wrong / 100,
+            "balanced_acc_ci95": 0.1,
+            "auroc": 0.75,
+            "auroc_ci95": 0.05,
+            "macro_f1": 0.4,
+        }
+        return {f"target/{name}": value for name, value in found.items()} | {
+            "target/confusion": [[90 - wrong, 10 + wrong], [0, 10]], "target/classes": ["ill", "well"],
+        }  # fmt: skip
+
+    with_target(tmp_path, "maml", 0.4, 0.6, **told(0))
+    with_target(tmp_path, "protonet", 0.5, 0.55, **told(10))
+    (section,) = sections(tmp_path)
+    table = tables.target_measures(section)
+    assert table is not None
+    assert table.headings == ["algo", "balanced accuracy", "AUROC", "mixed up most"]
+    assert table.rows == [
+        ["maml", "50.00% ± 10.00%", "75.00% ± 5.00%", "ill for well, 10.0%"],
+        ["protonet", "60.00% ± 10.00%", "75.00% ± 5.00%", "ill for well, 20.0%"],
+    ]
+    assert {"balanced accuracy", "AUROC", "mixed up most"} <= set(tables.explained([table]))
+    report.write([tmp_path], tmp_path / "report", "told")
+    assert "ill for well, 20.0%" in (tmp_path / "report" / "index.html").read_text()
+
+
 def test_an_interval_over_other_things_than_its_heading_says_so(tmp_path: Path) -> None:
     """Of repeats that all agree it is over the test images of one."""
     for algo, agree in (("maml", True), ("protonet", False)):

@@ -436,6 +436,21 @@ def test_interrupted_sweep_saves_its_jobs_and_goes_on(number: signal.Signals, tm
     assert len(list(tmp_path.glob("*/*/last.pt"))) == 2
 
 
+def test_a_sweep_one_by_one_says_once_that_it_was_interrupted(tmp_path: Path) -> None:
+    words = ["-m", "hydra/launcher=local", "hydra.launcher.at_once=1", "seed=0,1", "algo=maml", *LONGER[:-2]]
+    process = start(*words, "train.steps=100000", "hardware.threads=1", f"outputs={tmp_path}")
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("*/*/metrics.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert [line for line in err.splitlines() if "interrupted" in line] == [
+        "metarun: interrupted by SIGTERM; the same command goes on"
+    ]
+
+
 def test_jobs_end_with_a_sweep_that_was_killed(tmp_path: Path) -> None:
     process = start("-m", "seed=0,1", "algo=maml", *LONGER[:-2], "train.steps=1000000", f"outputs={tmp_path}")
     deadline = time.monotonic() + 300

@@ -34,8 +34,8 @@ def run(*words: str, outputs: str | os.PathLike[str] | None = None) -> dict[str,
 
     It may be called in any thread, and inside a program that is an app of Hydra. Runs of one process share PyTorch's generator of random
     numbers, so of several threads one runs and the others wait; runs at once are for processes. A run that is not in the main thread is
-    told of no signal, and saves at its intervals alone. Afterwards PyTorch's generators, its threads and TF32, and the logger
-    `metarun`, are as they were before.
+    told of no signal, and saves at its intervals alone. Afterwards PyTorch's generators, its threads and precision, and the
+    logger `metarun`, are as they were before; what the caller has set for itself, such as torch's default type, changes no number.
 
     Args:
         words: The words of the command line, each `key=value` or `group=choice`.

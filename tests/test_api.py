@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import os
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from torch import Tensor
 
 import metarun
 from metarun.core import Batch, Episodes
+from metarun.engine.hardware import process_as_it_was
 from metarun.export.graphs import of_classifier
 from metarun.inference import store
 from metarun.inference.classifier import Classifier, Scored
@@ -598,6 +600,59 @@ def test_a_run_leaves_the_process_of_its_caller_as_it_was(tmp_path: Path, monkey
     before = process()
     metarun.run(*SINUSOID, f"hardware.threads={torch.get_num_threads() + 1}", outputs=tmp_path)
     assert process() == before
+
+
+@contextlib.contextmanager
+def _float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+SETTINGS_OF_CALLERS: list[Callable[[], contextlib.AbstractContextManager[Any]]] = [
+    _float64, torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", dtype=torch.bfloat16), lambda: torch.device("meta"),
+]  # fmt: skip
+
+
+def _set_by_callers() -> list[Any]:
+    modes = [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")]
+    return [torch.get_default_dtype(), torch.get_default_device(), *modes, np.geterr()]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return metarun.run(*SINUSOID, outputs=tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.parametrize(
+    "setting", SETTINGS_OF_CALLERS, ids=["float64", "no_grad", "inference_mode", "autocast", "meta"]
+)
+def test_what_the_caller_has_set_changes_no_number(
+    setting: Callable[[], contextlib.AbstractContextManager[Any]],
+    plain: dict[str, Any],
+    made: tuple[dict[str, Any], Path],
+    learner: metarun.Learner,
+    tmp_path: Path,
+) -> None:
+    """A notebook that computes in float64, or without gradients, gets the numbers of the shell, and goes on as it was."""
+    images, labels = greys()
+    known = learner.fit(images, labels).predict_proba(images)
+    with setting():
+        before = _set_by_callers()
+        found = metarun.run(*SINUSOID, outputs=tmp_path)
+        own = metarun.load(made[1], device="cpu").fit(images, labels).predict_proba(images)
+        assert _set_by_callers() == before
+    assert found["test/mse"] == plain["test/mse"]
+    assert np.array_equal(own, known)
+
+
+def test_numbers_that_vanish_raise_nothing_where_the_caller_has_numpy_raise() -> None:
+    with np.errstate(all="raise"):
+        with process_as_it_was():
+            assert np.exp(np.array(-1000.0)) == 0
+        assert set(np.geterr().values()) == {"raise"}
 
 
 def test_the_example_of_the_readme_runs(tmp_path: Path) -> None:

@@ -38,10 +38,11 @@ def complete(config: DictConfig) -> None:
     signature = read(str(config["_target_"]))
     if signature is None or not signature.settings:
         return
-    defaults = {
-        one.name: MISSING if one.default is ABSENT else copy.deepcopy(one.default) for one in signature.settings
+    known = {
+        one.name: MISSING if one.default is ABSENT else copy.deepcopy(one.default)
+        for one in signature.settings
+        if one.default is not UNKNOWN  # its class gives it
     }
-    known = {name: default for name, default in defaults.items() if default is not UNKNOWN}
     given = typing.cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
     others = {key: value for key, value in given.items() if key not in known}
     with open_dict(config):

@@ -134,11 +134,13 @@ def _about(word: str, reference: Reference) -> list[str]:
         ]:
             lines += _item("With a preset", f"{', '.join(presets)}; metarun --cfg job shows what a run has")
         for choice, entry in reference.explained(word):
-            lines += _item(
-                f"{choice.group}={choice.name}", "must be given" if entry.default is ABSENT else shown(entry.default)
-            )
+            lines += _item(f"{choice.group}={choice.name}", entry.default_text)
     if not lines and (found := reference.explained(word)):
         lines = list(_settings(word, found))
+    if not lines and (below := sorted(key for key in reference.words if key.startswith(f"{word}.") and "=" not in key)):
+        lines = [word, ""]  # a node inside of a choice's
+        for key in below:
+            lines += [line for _, entry in reference.explained(key)[:1] for line in _short(entry)]
     if not lines:
         chosen = [f"{group}={word}" for group, choices in reference.groups.items() if word in choices]
         near = f"; did you mean {' or '.join(chosen[:3])}?" if chosen else nearest(word, reference.words)
@@ -247,7 +249,7 @@ def _entry(entry: Entry, home: tuple[str, str] | None) -> Iterator[str]:
         yield from _item("Range", entry.range)
     if entry.unit:
         yield from _item("Unit", entry.unit)
-    yield from _item("Default", "must be given" if entry.default is ABSENT else shown(entry.default))
+    yield from _item("Default", entry.default_text)
     yield from _item("Example", f"metarun {entry.beside}{_given(entry)}")
 
 

@@ -21,7 +21,7 @@ from metarun.config.hints import fields_of
 from metarun.config.ranges import check_value, count_mark, limits, options, parts, shown, type_name
 from metarun.config.ranges import choices as literals
 from metarun.config.schema import Config
-from metarun.config.signature import ABSENT, Signature, read
+from metarun.config.signature import ABSENT, UNKNOWN, Signature, read
 from metarun.config.types import Doc, Example, PathLike
 from metarun.config.validation import given_to, settings
 from metarun.config.yaml_files import below, text_of, values_of
@@ -84,7 +84,7 @@ class Entry:
         """A value that it may have, as the command line writes it."""
         if told := _told_example(self.hint).value:
             return told
-        value = _example(self.hint, self.default)
+        value = _example(self.hint, None if self.default is UNKNOWN else self.default)
         return (
             shown(value)
             if not isinstance(value, dict)
@@ -99,9 +99,16 @@ class Entry:
         return f"{words} " if words else ""
 
     @property
+    def default_text(self) -> str:
+        """The default in a few words, of one that is no literal that the class has it."""
+        if self.default is ABSENT:
+            return "must be given"
+        return "that of the class" if self.default is UNKNOWN else shown(self.default)
+
+    @property
     def about(self) -> str:
         """Type, range, unit and default in a few words."""
-        default = "must be given" if self.default is ABSENT else f"default {shown(self.default)}"
+        default = self.default_text if self.default is ABSENT else f"default {self.default_text}"
         kind = self.range if self.range.startswith("one of") else ", ".join(filter(None, [self.type, self.range]))
         nullable = " or null" if kind == self.range and type(None) in options(parts(self.hint)[0]) else ""
         return ", ".join(filter(None, [kind + nullable, f"in {self.unit}" if self.unit else "", default]))

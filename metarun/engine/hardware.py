@@ -6,10 +6,11 @@ import contextlib
 import ctypes
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -184,23 +185,46 @@ def keep_freed_memory() -> None:
         mallopt(-2, 64 * 2**20)  # M_TOP_PAD
 
 
-@contextlib.contextmanager
+@contextmanager
 def process_as_it_was() -> Iterator[None]:
-    """Puts back afterwards what a run sets for its whole process: torch's global generators, its threads, and TF32."""
+    """Computes as a new process does (`torchs_own_settings`), and puts back what a run sets: generators, threads, precision, TF32."""
     threads, products, convolutions = torch.get_num_threads(), torch.backends.cuda.matmul, torch.backends.cudnn
     allowed = None
     # They cannot be read where the caller has set torch's `fp32_precision` instead.
     with contextlib.suppress(RuntimeError):
-        allowed = products.allow_tf32, convolutions.allow_tf32
+        allowed = products.allow_tf32, convolutions.allow_tf32, torch.get_float32_matmul_precision()
     # A process that has not used CUDA yet is not made to.
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), torchs_own_settings():
             yield
     finally:
         torch.set_num_threads(threads)
         if allowed is not None:
-            products.allow_tf32, convolutions.allow_tf32 = allowed
+            products.allow_tf32, convolutions.allow_tf32, precision = allowed
+            torch.set_float32_matmul_precision(precision)  # of "medium", TF32 alone would make "high"
+
+
+@contextmanager
+def torchs_own_settings() -> Iterator[None]:
+    """Computes as a new process does, whatever the caller has set: float32, on the CPU, with gradients, without autocast.
+
+    So a notebook's `torch.set_default_dtype`, `torch.set_grad_enabled(False)` or `np.seterr` changes no number. Afterwards they are as
+    they were.
+    """
+    dtype = torch.get_default_dtype()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
+        torch.set_default_dtype(torch.float32)
+        stack.callback(torch.set_default_dtype, dtype)
+        yield
 
 
 def allow_tf32(allowed: bool) -> None:

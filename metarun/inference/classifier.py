@@ -106,10 +106,10 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         if files and files.unreadable:
             path, reason = next(iter(files.unreadable.items()))
             raise UserError(f"{path} cannot be read ({reason}), and an example must be")
-        x = torch.cat([x for _, x in parts])
         order = places.argsort(kind="stable")  # examples are class-major
-        y = torch.from_numpy(places[order]).to(x.device)
-        with turn, draws.untouched(x.device), self._autocast():
+        with turn(), draws.untouched(self.learner.device), self._autocast():
+            x = torch.cat([x for _, x in parts])
+            y = torch.from_numpy(places[order]).to(x.device)
             torch.manual_seed(self.seed)
             batch = Batch(x[torch.from_numpy(order).to(x.device)], y, torch.ones_like(y))
             network = self.learner.method.fit(batch, len(classes))
@@ -129,11 +129,11 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         self.classes_, self.labels_ = np.array(held.classes), np.array([], dtype=np.int64)
         state = {name: value.to(self.learner.device) for name, value in held.state.items()}
         try:
-            with turn, draws.untouched(self.learner.device):  # a head is drawn before its weights are loaded
+            with turn(), draws.untouched(self.learner.device):  # a head is drawn before its weights are loaded
                 blank = self.learner.method.restore(state, len(held.classes))
+                self.network_ = blank.to(self.learner.device).eval()
         except (*store.MALFORMED, RuntimeError) as error:
             raise self._damaged(lacks(error)) from error
-        self.network_ = blank.to(self.learner.device).eval()
         self.examples_, self.digests_, self.calibration_ = list(held.examples), set(held.digests), held.calibration
         return self
 
@@ -158,7 +158,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         with shown as advance:
             for rows, content, x in self._placed(files, images, whole=network.transductive):
                 learned[rows] = self.learned_from(content)
-                with turn, torch.no_grad():
+                with turn(), torch.no_grad():
                     scores = self._scores(network, x)
                     if undefined(scores).any():
                         raise UserError(
@@ -328,7 +328,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
     def _embedded(self, images: Images) -> Tensor | None:
         parts = []
         for x in self._inputs(images):
-            with turn, torch.no_grad():
+            with turn(), torch.no_grad():
                 part = self._fitted().embedding(x)
             if part is None:
                 return None
@@ -359,7 +359,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             rows = [row for part, _ in every for row in part]
             found = [(rows, np.concatenate([pixels for _, pixels in every]))]
         for rows, pixels in found:
-            with turn:
+            with turn():
                 x = how.inputs(pixels, device)
             yield rows, pixels, x
 

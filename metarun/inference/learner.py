@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from metarun.core import Algorithm
-from metarun.engine.hardware import keep_freed_memory
+from metarun.engine.hardware import keep_freed_memory, torchs_own_settings
 from metarun.errors import UserError, first_line
 from metarun.files import given_path
 from metarun.inference import store
@@ -20,9 +22,17 @@ if TYPE_CHECKING:
     from metarun.inference.classifier import Classifier
 
 
-# Threads take turns at computing: for a while a method may give a network, which several classifiers share, other weights, or seed
-# the global generator.
-turn = threading.RLock()
+_COMPUTING = threading.RLock()
+
+
+@contextmanager
+def turn() -> Iterator[None]:
+    """Threads take turns at computing, with torch's own settings.
+
+    For a while a method may give a network, which several classifiers share, other weights, or seed the global generator.
+    """
+    with _COMPUTING, torchs_own_settings():
+        yield
 
 
 class Learner:
@@ -40,12 +50,12 @@ class Learner:
     def __init__(self, held: Stored, device: torch.device | str = "auto") -> None:
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.held, self.device = held, _device(chosen)
-        with turn:
+        with turn():
             self.algorithm: Algorithm = held.blueprint.learner()
-        store.load_tensors(self.algorithm, held.weights, held.origin)
-        self.algorithm.to(self.device).eval()
-        source = SourceImages(None, 0, self.device)
-        self.method: TargetMethod = held.blueprint.method(self.algorithm, source)
+            store.load_tensors(self.algorithm, held.weights, held.origin)
+            self.algorithm.to(self.device).eval()
+            source = SourceImages(None, 0, self.device)
+            self.method: TargetMethod = held.blueprint.method(self.algorithm, source)
 
     def __repr__(self) -> str:
         return f"Learner({type(self.algorithm).__name__}, {type(self.method).__name__}, {str(self.held.origin)!r})"
@@ -98,7 +108,7 @@ def load(origin: str | os.PathLike[str], *, device: torch.device | str = "auto")
     """
     keep_freed_memory()
     path = given_path(origin, "checkpoint")
-    with turn, torch.random.fork_rng(devices=[]):  # a network that is an encoder is drawn before its weights are read
+    with turn(), torch.random.fork_rng(devices=[]):  # a network that is an encoder is drawn before its weights are read
         held = store.load(path)
     return Learner(held, device)
 

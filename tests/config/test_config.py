@@ -17,6 +17,7 @@ import pytest
 import yaml
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from shell import metarun
 
 from metarun import config as schema
 from metarun.backbones.mlp import MLP
@@ -219,6 +220,30 @@ def test_a_choice_of_the_users_is_completed_by_its_signature(own: str, tmp_path:
     with pytest.raises(UserError, match=r"^algo.count: must be given \(algo.count=...\)"):
         schema.check(compose("algo=mine", config_dir=tmp_path))
     assert own.split(".")[0] not in sys.modules or get_class(own)
+
+
+def test_a_default_that_is_no_literal_is_left_to_its_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"computed_{tmp_path.name}"
+    (tmp_path / "conf" / "algo").mkdir(parents=True)
+    (tmp_path / f"{name}.py").write_text(
+        "from metarun.algos.protonet import ProtoNet\n\n\ndef half():\n    return 0.5\n\n\nclass Turned(ProtoNet):\n"
+        '    """ProtoNet.\n\n    Args:\n        angle: How far.\n        scale: How much.\n    """\n\n'
+        "    def __init__(self, backbone, spec, *, angle: float = half(), scale: float = 2.0):\n"
+        "        super().__init__(backbone, spec)\n        self.angle = angle\n"
+    )
+    (tmp_path / "conf" / "algo" / "turned.yaml").write_text(
+        f"# @package _global_\n# Turned\nalgo:\n  _target_: {name}.Turned\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    found = compose("algo=turned", config_dir=tmp_path / "conf")
+    assert dict(found.algo) == {"_target_": f"{name}.Turned", "scale": 2.0}
+    assert schema.check(found) is None
+    assert compose("algo=turned", "+algo.angle=1.5", config_dir=tmp_path / "conf").algo.angle == 1.5
+    assert (
+        "How far.\n      float, default that of the class\n"
+        in metarun("--config-dir", "conf", "help", "algo=turned").out
+    )
 
 
 HANDED_ON = '''

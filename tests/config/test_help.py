@@ -277,6 +277,21 @@ def test_choices_of_the_users_are_explained(tmp_path: Path, monkeypatch: pytest.
     assert "algo=maml" in metarun("help", "--config-dir", "conf", "algo").out
 
 
+def test_a_node_inside_of_a_choices_settings_lists_its_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conf" / "algo").mkdir(parents=True)
+    (tmp_path / "nested_to_explain.py").write_text(
+        'class Inner:\n    """Inner.\n\n    Args:\n        power: How strong.\n    """\n\n'
+        "    def __init__(self, *, power: float = 2.0):\n        pass\n\n\n"
+        'class Outer:\n    """Outer."""\n\n    def __init__(self, backbone, spec, *, inner: Inner):\n        pass\n'
+    )
+    (tmp_path / "conf" / "algo" / "nested.yaml").write_text(
+        "# @package _global_\n# Nested\nalgo:\n  _target_: nested_to_explain.Outer\n  inner: {_target_: nested_to_explain.Inner}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    text = metarun("--config-dir", "conf", "help", "algo.inner").out
+    assert text == "algo.inner\n\n  algo.inner.power\n      How strong.\n      float, default 2\n"
+
+
 def test_a_choice_of_the_users_needs_no_command_in_its_comment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name, text in {

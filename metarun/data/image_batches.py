@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from metarun.core import Batch
 from metarun.errors import UserError
+from metarun.text import counted
 
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}  # of each class's images, where the data set has no parts of its own
 
@@ -89,6 +90,7 @@ class Labelled:
     # Of rows to files, or to places in a class.
     identify: Callable[[np.ndarray], list[str]] = lambda rows: [str(row) for row in rows]
     reference: np.ndarray | None = None  # rows that give the pixel statistics; None: training images of the source
+    item: str = "image"  # what one is called in sentences, see `TableSource.called`
     views: int = 1  # the vectors of each item, of itself and of changed copies, where an encoder made such
     # Computes what lies between the table and the items of some rows, if anything.
     make_rows_ready: Callable[[torch.device, np.ndarray], None] = lambda device, rows: None
@@ -205,13 +207,14 @@ class Labelled:
         """
         missing = [name for name, n in zip(self.names, self.counts, strict=True) if not n]
         if missing:
-            raise UserError(f"{key}: there is no image of class {missing[0]} to draw from")
+            raise UserError(f"{key}: there is no {self.item} of class {missing[0]} to draw from")
         if count is None or count == len(self):
             return self
         if count > len(self):
-            raise UserError(f"{key}={count}: there are only {len(self)} images to draw from")
+            raise UserError(f"{key}={count}: there are only {counted(len(self), self.item)} to draw from")
         if count < len(self.names):
-            raise UserError(f"{key}={count}: is below the {len(self.names)} classes, and each needs an image")
+            one = f"{'an' if self.item == 'image' else 'a'} {self.item}"
+            raise UserError(f"{key}={count}: is below the {len(self.names)} classes, and each needs {one}")
         chosen = []
         for label, (members, n) in enumerate(zip(self.members, allot(count, self.counts, least=1), strict=True)):
             order = generator("subset", seed, repeat, label).permutation(len(members))

@@ -47,7 +47,7 @@ def sequences(
         name = printable(images.names[int(counts.argmin())])
         enough = (counts >= needed).sum() >= many
         raise UserError(
-            f"{key}: shots + queries = {shots} + {queried} = {needed} is above the {counted(int(counts.min()), 'image')} of the class "
+            f"{key}: shots + queries = {shots} + {queried} = {needed} is above the {counted(int(counts.min()), images.item)} of the class "
             f"{name}; lower {key}.shots or {key}.queries{f', or leave small classes out: task.min_items={needed}' if enough else ''}"
         )
     if queried * many + remembered < 1:

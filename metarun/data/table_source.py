@@ -89,6 +89,11 @@ class TableSource(DataSource):
         return found
 
     @property
+    def called(self) -> str:
+        """What one of its items is called in sentences; of vectors that an encoder made, what it made them of."""
+        return self.item
+
+    @property
     def turns(self) -> int:
         """The quarter turns in which items stand in tasks, each of which makes a class of its own: 4, or 1 as they are."""
         return 4 if self.rotations else 1
@@ -217,6 +222,7 @@ class TableSource(DataSource):
             names=[self.table.names[number] for number in classes for _ in range(self.turns)],
             reader=self.reader,
             identify=self.identities,
+            item=self.called,
         )
 
     def digest_of(self, row: int) -> str | None:

@@ -123,7 +123,7 @@ class TaskCheck:
         """
         task, split, sizes = self.task, self.split, self.sizes
         names = [self.source.table.names[number] for number in self.source.classes_of(split, task)]
-        if found := shortage(task, sizes):
+        if found := shortage(task, sizes, self.source.called):
             place, short, _ = found
             raise UserError(
                 f"task: {short} of the smallest class of the {split} split, {printable(names[place])}; {self._leads_on()}"
@@ -134,8 +134,8 @@ class TaskCheck:
             larger = f", or leave small classes out: {out}" if out else ""
             raise UserError(
                 f"{self.key}.query_dirichlet={task.query_dirichlet:g}: leaves no shares to draw: the smallest class of the {split} split, "
-                f"{printable(names[sizes.argmin()])}, has {most} images beside its shots, so that all classes get queries = "
-                f"{task.queries}; lower {self.key}.queries or {self.key}.shots{larger}"
+                f"{printable(names[sizes.argmin()])}, has {counted(most, self.source.called)} beside its shots, so that all classes get "
+                f"queries = {task.queries}; lower {self.key}.queries or {self.key}.shots{larger}"
             )
 
     def _few_elsewhere(self) -> str:

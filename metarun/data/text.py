@@ -135,14 +135,16 @@ class TextSource(TableSource):
         """The numbers of the word pieces of all texts, int32 `[M, 256]`."""
         return torch.from_numpy(as_pieces(self.texts.texts))
 
+    def make_ready(self, device: torch.device, split: Split | None = None) -> None:
+        if device not in self._on_device:
+            self._on_device[device] = self.pieces.to(device)
+
     def reader(self, device: torch.device, reference: np.ndarray | None = None) -> Reader:
         """A function of rows int64 `[..., n]` and turns, which mean nothing here: their word pieces, int64 `[..., n, 256]`."""
-        if device not in self._on_device:  # every batch of labelled texts asks again
-            self._on_device[device] = self.pieces.to(device)
-        pieces = self._on_device[device]
 
         def read(rows: np.ndarray, turns: np.ndarray) -> torch.Tensor:
-            return pieces[torch.from_numpy(rows).to(device)].long()
+            self.make_ready(device)  # not before: whether tasks fit is asked of texts that an encoder reads, too
+            return self._on_device[device][torch.from_numpy(rows).to(device)].long()
 
         return read
 

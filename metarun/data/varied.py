@@ -39,12 +39,13 @@ def labelled_sizes(task: TaskShape, sizes: Array) -> Array:
     return found
 
 
-def shortage(task: TaskShape, sizes: Array) -> tuple[int, str, int] | None:
+def shortage(task: TaskShape, sizes: Array, item: str = "image") -> tuple[int, str, int] | None:
     """The smallest class that cannot serve a task, why, to stand before "of class NAME", and how many items would do.
 
     Args:
         task: The shape, or the ranges that it is drawn from.
         sizes: The items of each class, int64.
+        item: What an item is called.
 
     Returns:
         The place of the class, the reason, and the number of items; None where all classes can serve.
@@ -72,10 +73,10 @@ def shortage(task: TaskShape, sizes: Array) -> tuple[int, str, int] | None:
     if own[at] >= needed:
         return (
             at,
-            f"unlabelled = {unlabelled} is above the {counted((sizes - own)[at], 'image')} without labels",
+            f"unlabelled = {unlabelled} is above the {counted((sizes - own)[at], item)} without labels",
             enough,
         )
-    kind, share = ("labelled image", f" (task.labelled_share={task.labelled_share:g})") if apart else ("image", "")
+    kind, share = (f"labelled {item}", f" (task.labelled_share={task.labelled_share:g})") if apart else (item, "")
     return at, f"{words} = {needed} is above the {counted(own[at], kind)}{share}", enough
 
 

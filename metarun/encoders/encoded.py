@@ -62,8 +62,11 @@ class EncodedSource(TableSource):
         self._drawn: int | None = None  # the seed of the views that training episodes draw
         self._means: dict[tuple[bool, bytes], np.ndarray] = {}
 
+    @property
+    def called(self) -> str:
+        return self.source.called
+
     def make_ready(self, device: torch.device, split: Split | None = None) -> None:
-        self.source.make_ready(device, split)
         self.make_rows_ready(
             device, self._rows_of(range(len(self.table.names)) if split is None else self.splits[split])
         )

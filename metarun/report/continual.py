@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from metarun.report.target import items_of_data
 from metarun.report.text import half
 from metarun.runs.result import ACCURACY, CONTINUAL, PROTOCOL, half_of
 
@@ -15,21 +16,21 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LABELS = {
-    "online": "online head, each image once",
-    "online_learned": "the same on the images it learned",
+    "online": "online head, each {item} once",
+    "online_learned": "the same on the {item}s it learned",
     "online_so_far": "online head",
     "prototypes": "nearest class mean",
-    "linear_probe": "linear probe on all images so far",
+    "linear_probe": "linear probe on all {item}s so far",
 }
 AMONG_ALL = ("online", "online_learned")  # choose among all classes of the sequence, before the last one has come too
 
 
 def table(result: dict[str, Any], what: str) -> Table:
     """The accuracies after the last class."""
-    found, protocol = result[CONTINUAL], result[PROTOCOL]
+    found, protocol, items = result[CONTINUAL], result[PROTOCOL], items_of_data(result)
     task = protocol["test"]
     title = (
-        f"{what}{task['ways']} classes one after the other, {task['shots']} images each, {task['queries']} to test; "
+        f"{what}{task['ways']} classes one after the other, {task['shots']} {items} each, {task['queries']} to test; "
         "after the last one, an answer is any of them; "
         f"norm {protocol['norm']}; {result['interval']}"
     )
@@ -37,17 +38,19 @@ def table(result: dict[str, Any], what: str) -> Table:
     for name, label in LABELS.items():
         if name == "online_so_far":  # after the last class it is `online`
             continue
+        label = label.format(item=items.removesuffix("s"))
         shown.add_row(label, f"{found[name][ACCURACY]:.2%}", half(found[name][half_of(ACCURACY)], ".2%"))
     shown.add_row("chance", f"{1 / found['classes']:.2%}", "")
     return shown
 
 
-def class_curve(curves: Mapping[str, Mapping[str, Any]], points: Sequence[int]) -> bytes:
+def class_curve(curves: Mapping[str, Mapping[str, Any]], points: Sequence[int], item: str = "image") -> bytes:
     """A PNG of the accuracy on all classes so far against their number, dashed where an answer may be one that has yet to come.
 
     Args:
         curves: By name the `mean` and half of the 95% interval, `ci95`, at each point.
         points: The numbers of classes.
+        item: What one of what is learned is called.
     """
     from metarun.report.figures import picture, with_bars
 
@@ -57,7 +60,7 @@ def class_curve(curves: Mapping[str, Mapping[str, Any]], points: Sequence[int]) 
                 points,
                 curve["mean"],
                 [math.nan if value is None else value for value in curve["ci95"]],
-                label=f"{LABELS.get(name, name)}, among {'all classes' if name in AMONG_ALL else 'those so far'}",
+                label=f"{LABELS.get(name, name).format(item=item)}, among {'all classes' if name in AMONG_ALL else 'those so far'}",
                 linestyle="--" if name in AMONG_ALL else "-",
                 **with_bars(number),
             )

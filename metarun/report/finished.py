@@ -16,7 +16,7 @@ from metarun import files
 from metarun.config.overrides import key_of
 from metarun.errors import UserError, first_line
 from metarun.ops.measures import ACCURACY, ERROR
-from metarun.report.target import kind, overlap
+from metarun.report.target import items_of_data, kind, overlap
 from metarun.report.text import count_text, more_of_task
 from metarun.runs import contents
 from metarun.runs.folder import FREE
@@ -70,7 +70,7 @@ class Setting(NamedTuple):
     content: str  # the fingerprint of the images and what else decides on the test episodes
     more: str = ""  # what is unusual of the test tasks beside their sizes, in words
     one_of_many: bool = False  # whether it is one of several data sets that the same weights were tested on
-    items: str = "images"  # what those of a target are called: `images` or `texts`
+    items: str = "images"  # what those of the data are called: `images` or `texts`
 
     @property
     def target(self) -> bool:
@@ -86,12 +86,12 @@ class Setting(NamedTuple):
             learned = f"{self.shots} training {self.items}, " if self.shots else ""
             return f"{self.data} as the target, {learned}{self.queries} test {self.items}{self.more}"
         if not self.ways:
-            return f"{self.data}{split}, held-out images"
+            return f"{self.data}{split}, held-out {self.items}"
         if self.measure == ERROR:
             return f"{self.data}{split}, {count_text(self.shots)} points, {count_text(self.queries)} queries"
         ways, shots, queries = map(count_text, (self.ways, self.shots, self.queries))
         if self.over == "orders":
-            return f"{self.data}{split}, {ways} classes one after the other, {shots} images each, {queries} to test{self.more}"
+            return f"{self.data}{split}, {ways} classes one after the other, {shots} {self.items} each, {queries} to test{self.more}"
         return f"{self.data}{split}, {ways}-way {shots}-shot, {queries} queries a class{self.more}"
 
     def tells(self, column: str, value: Any) -> bool:
@@ -246,6 +246,7 @@ class FinishedRun:
             repr(content),
             more_of_task(task),
             self.one_of_many,
+            items_of_data(self.result),
         )
 
     @property

@@ -12,6 +12,7 @@ from metarun.ops.measures import ACCURACY, AUROC, BALANCED_ACCURACY, MACRO_F1, o
 from metarun.report.text import half, mode_text
 from metarun.runs.result import (
     CONTENT,
+    DATA,
     PROTOCOL,
     TARGET,
     TARGET_CHANCE,
@@ -58,7 +59,16 @@ def _over(point: dict[str, Any]) -> str | None:
 
 def kind(result: dict[str, Any]) -> str:
     """What the items of the target are called: `images` or `texts`."""
-    return "texts" if result.get(CONTENT, {}).get("items") == "text" else "images"
+    return _called(result.get(CONTENT, {}))
+
+
+def items_of_data(result: dict[str, Any]) -> str:
+    """What the items of the source are called: `images` or `texts`."""
+    return _called(result.get(DATA, {}))
+
+
+def _called(described: dict[str, Any]) -> str:
+    return "texts" if described.get("items") == "text" else "images"
 
 
 def overlap(result: dict[str, Any]) -> float:

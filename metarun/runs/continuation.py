@@ -72,6 +72,12 @@ def complete(config: DictConfig, overrides: list[str], choices: dict[str, str]) 
         typed = {f"test.{key.removeprefix('test.')}": OmegaConf.select(config, key) for key in keys}
         for goal, value in typed.items():
             OmegaConf.update(config, goal, value, merge=False)
+    else:
+        typed_keys = {*map(key_of, overrides)}
+        # What a preset or a data set says of test tasks alone does not stand before a word that was typed for all tasks.
+        for goal in (f"test.{key}" for key in typed_keys if key.startswith("task.")):
+            if goal not in typed_keys and OmegaConf.select(config, goal) is not None:
+                OmegaConf.update(config, goal, None, merge=False)
     OmegaConf.update(config, "name", config.name or default_name(choices, config.recipe.source))
     return config
 

@@ -92,7 +92,7 @@ class Continual(Stage):
             enough = (images.counts >= needed).sum() > 1
             raise UserError(
                 f"continual: images + test_images = {config.images} + {config.test_images} = {needed} is above the "
-                f"{counted(int(images.counts.min()), 'image')} of the class {name}; lower continual.images or continual.test_images"
+                f"{counted(int(images.counts.min()), images.item)} of the class {name}; lower continual.images or continual.test_images"
                 f"{f', or leave small classes out: task.min_items={needed}' if enough else ''}"
             )
         return images
@@ -199,7 +199,7 @@ class Continual(Stage):
         if run.hardware.world.main:
             values = np.array([[order["online"][-1] for order in orders]])
             files.save_arrays(run.folder / contents.SCORES, steps=np.array([0]), values=values)
-            picture = class_curve(curves, self.points)
+            picture = class_curve(curves, self.points, self.images["test"].item)
             files.save_bytes(run.folder / contents.CLASS_CURVE, picture)
             run.logger.picture("test/continual", picture)
         for name, curve in curves.items():
@@ -233,12 +233,13 @@ class Continual(Stage):
             if self.classes < len(self.images["test"].names)
             else ["the order of the classes"]
         )
+        item = self.images["test"].item
         return (
-            f"95%, over {orders} orders ({', '.join([*drawn, 'their images', 'the start of the head'])}), Student's t"
+            f"95%, over {orders} orders ({', '.join([*drawn, f'their {item}s', 'the start of the head'])}), Student's t"
         )
 
     def protocol(self, run: Run) -> dict[str, Any]:
-        config = run.config.continual
+        config, item = run.config.continual, self.images["test"].item
         return {
             # Whatever the method does with the queries of an episode: each image is answered by its features alone.
             result.TRANSDUCTIVE: False,
@@ -249,7 +250,7 @@ class Continual(Stage):
                 **({"min_items": fewest} if (fewest := run.test_task.min_items) else {}),
             },
             **self.namesakes,
-            result.CONTINUAL: "classes one after the other, each image once; tested on all classes so far. An answer of online and of "
+            result.CONTINUAL: f"classes one after the other, each {item} once; tested on all classes so far. An answer of online and of "
             "online_learned is any class of the sequence, also one that has yet to come; of the others it is one of the classes so far. "
             "So online compares with prototypes and linear_probe at the last point alone, online_so_far at each",
         }

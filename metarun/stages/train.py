@@ -16,6 +16,7 @@ from metarun import files
 from metarun.config import check_chosen, flat
 from metarun.data.image_batches import Labelled, make_ready
 from metarun.data.source import EpisodeSampler
+from metarun.encoders import before_encoding
 from metarun.engine import checkpoint
 from metarun.engine.distributed import World
 from metarun.engine.evaluate import classified, evaluate
@@ -139,7 +140,9 @@ class Train(Stage):
             return result.NOT_TRAINED
         of_target = self.learner.algorithm.uses_target == "labels"
         held_out = "target, whose labels it trains on" if of_target else "source"
-        return "best validation score" + (f" on held-out images of the {held_out}" if self.held_out else "")
+        return "best validation score" + (
+            f" on held-out {self.held_out.item}s of the {held_out}" if self.held_out else ""
+        )
 
     def execute(self, run: Run) -> None:
         if self.start_from is not None:
@@ -333,16 +336,21 @@ class Train(Stage):
         split, images = run.training_split, settings.validate_on == "images"
         whose = "all classes" if split is None and images else "the training classes"
         labels = {"images": "without", "labels": "with"}.get(learner.algorithm.uses_target)
-        target = f" and the target's training images {labels} their labels" if labels else ""
+        target = (
+            f" and the target's training {run.target.kind if run.target else 'images'} {labels} their labels"
+            if labels
+            else ""
+        )
         held = "the target" if labels == "with" else "the same classes"
+        items = f"{before_encoding(run.data).item}s"
         if not settings.steps:
             text = "none: nothing was trained"
         elif learner.task is not None:
             text = f"{run.data.tasks_of('train')}; for validation {run.data.tasks_of('val')}"
         elif images:
-            text = f"the training images of {whose}{target}; for validation held-out images of {held}"
+            text = f"the training {items} of {whose}{target}; for validation held-out {items} of {held}"
         else:
-            text = f"all images of {whose}{target}; for validation episodes of the validation classes"
+            text = f"all {items} of {whose}{target}; for validation episodes of the validation classes"
         found: dict[str, Any] = {result.SEEN: {**told_of(learner.origins), self.name: text}}
         if self.held_out is not None:
             found["labelled_images"] = batch_norm.labelled_rule(run.algorithm.backbone.norm)

@@ -15,6 +15,7 @@ from metarun.data.noise import with_noise
 from metarun.data.shared import key, shared_classes
 from metarun.data.source import DataSource, Split
 from metarun.data.table_source import TableSource
+from metarun.encoders.encoded import encoded_members
 from metarun.engine.learner import Sampler, Trainable
 from metarun.errors import UserError
 from metarun.runs import seen
@@ -42,7 +43,7 @@ def trained_on(run: Run, tested: Labelled, reads_source: bool = False) -> tuple[
     asked = {*tested.rows.tolist()}
     found, perhaps = set[int](), set[int]()
     for own, rows in _training_parts(run, reads_source):
-        known = asked & (rows if key(own) == key(target) else _rows_of(target, asked, own, rows))
+        known = _those_of(target, asked, own, rows)
         found |= known
         if not known and own.form != target.form and _same_classes(own, target):
             perhaps |= asked & rows
@@ -68,6 +69,11 @@ def _training_parts(run: Run, reads_source: bool) -> Iterator[tuple[TableSource,
             yield items, rows
 
 
+def _those_of(target: TableSource, asked: set[int], own: TableSource, rows: set[int]) -> set[int]:
+    """The rows of the target, of those that are `asked` for, that are among the `rows` of a data set: the same one, or another."""
+    return asked & (rows if key(own) == key(target) else _rows_of(target, asked, own, rows))
+
+
 def _rows_of(target: TableSource, asked: set[int], own: TableSource, rows: set[int]) -> set[int]:
     """The rows of the target, of those that are `asked` for, whose items are those of the `rows` of another data set."""
     if own.form != target.form:
@@ -90,8 +96,8 @@ def warn_trained_on(run: Run, tested: Labelled, reads_source: bool = False) -> d
     told: dict[str, int] = {}
     if count:
         log.warning(
-            "target: the training on the source's images sees %d of its test images, so that the accuracy says nothing of images not seen "
-            "before", count,
+            "target: the training on the source's %ss sees %d of its test %ss, so that the accuracy says nothing of %ss not seen before",
+            tested.item, count, tested.item, tested.item,
         )  # fmt: skip
         told["test_images_trained_on"] = count
     if perhaps:
@@ -151,17 +157,30 @@ def refuse_target_labels(run: Run) -> None:
             )
 
 
+def _fitted_to(run: Run, asked: set[int]) -> set[int]:
+    """The rows of the target, of those that are `asked` for, that an encoder was fitted to, as training items of the source."""
+    target = run.target.source.underlying if run.target else None
+    found = set[int]()
+    for own in encoded_members(run.data).values():
+        if own.encoder.fitted and isinstance(target, TableSource):
+            found |= _those_of(target, asked, own, {*own.training_rows.tolist()})
+    return found
+
+
 def warn_seen_unlabelled(run: Run, tested: Labelled) -> dict[str, int]:
     """Warns where a training sees some of the target's images `tested` without their labels; the fact for the protocol."""
     assert run.target is not None
-    if not any(learner.algorithm.uses_target == "images" for learner in run.trained):
-        return {}
-    if not (count := len({*run.target.train.rows.tolist()} & {*tested.rows.tolist()})):
+    asked, items = {*tested.rows.tolist()}, run.target.kind
+    if any(learner.algorithm.uses_target == "images" for learner in run.trained):
+        who, count = "training", len({*run.target.train.rows.tolist()} & asked)
+    else:
+        who, count = "encoder, which is fitted to the source,", len(_fitted_to(run, asked))
+    if not count:
         return {}
     log.warning(
-        "target: the training sees %d of its images without their labels, later test images among them, so that the test is transductive",
-        count,
-    )
+        "target: the %s sees %d of its %s without their labels, later test %s among them, so that the test is transductive",
+        who, count, items, items,
+    )  # fmt: skip
     return {"test_images_seen_unlabelled": count}
 
 

@@ -28,8 +28,9 @@ class Predicted(NamedTuple):
 def write(path: Path, every: Iterable[Predicted]) -> int:
     """Writes a line for each image of each of the `every`, in this order, all or nothing.
 
-    Columns are the repeat, the number of training images, the file (or the class and the place in it, where no files are known),
-    the truth, the prediction (empty where the scores say nothing), whether it is right, and the probability of each class.
+    Columns are the repeat, the number of training images, the file (or the class and the place in it, where no files are known; of
+    texts the text itself, in a column of that name), the truth, the prediction (empty where the scores say nothing), whether it is
+    right, and the probability of each class.
 
     Returns:
         How many repeats were written: all, or as many as have `LIMIT` lines together, but one at least.
@@ -38,7 +39,8 @@ def write(path: Path, every: Iterable[Predicted]) -> int:
     for one in every:
         names = one.images.names
         if repeats == 0:
-            heading = ["repeat", "train_images", "file", "truth", "prediction", "right"]
+            what = "text" if one.images.item == "text" else "file"
+            heading = ["repeat", "train_images", what, "truth", "prediction", "right"]
             lines.append(csv_line([*heading, *(f"probability of {name}" for name in names)]))
         elif rows + len(one.images) > LIMIT:
             break

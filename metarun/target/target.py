@@ -181,7 +181,7 @@ class Target:
             size: The number of training images; None for all.
         """
         train, test = self.division(0)
-        found = [] if self.images is None else ["division into training and test images"]
+        found = [] if self.images is None else [f"division into training and test {self.kind}"]
         if size is not None and size < len(train):
             found.append("training subset")
         if self.settings.test_images is not None and self.settings.test_images < len(test):
@@ -339,7 +339,7 @@ class Target:
         scores = torch.cat([classifier(test.batch(which, hardware.device, domain=1).x) for which in places])
         if metrics.undefined(scores).any():
             raise Diverged(
-                f"transfer: the scores are not finite with {len(train)} images, repeat {repeat}; try a lower "
+                f"transfer: the scores are not finite with {len(train)} {self.kind}, repeat {repeat}; try a lower "
                 "transfer.optimizer.lr"
             )
         drawn = not torch.equal(before, hardware.random_state())
@@ -391,7 +391,7 @@ class Target:
         if point["agree"]:
             return f"95%, {repeats} repeats ({varied}) agree: over the {tested} test {self.kind} of one, Wilson"
         same = "" if "test" in varied else f" on the same {tested} test {self.kind}"
-        shared = ", corrected for the images that they share" if self._overlap(tested) else ""
+        shared = f", corrected for the {self.kind} that they share" if self._overlap(tested) else ""
         return f"95%, over {repeats} repeats ({varied}){same}, Student's t{shared}"
 
     def _overlap(self, tested: int) -> float:
@@ -434,7 +434,7 @@ def _large_enough(images: Labelled, least: int) -> np.ndarray:
             f"target.min_images={least}: leaves {len(kept)} of {len(images.names)} classes; there is nothing to tell apart"
         )
     if len(kept) < len(images.names):
-        log.info("target: %d of %d classes, of at least %d images each", len(kept), len(images.names), least)
+        log.info("target: %d of %d classes, of at least %d %ss each", len(kept), len(images.names), least, images.item)
     return kept
 
 
@@ -459,6 +459,6 @@ def _refuse_missing(images: Labelled, counts: np.ndarray, part: Split, *, divide
             else f"it has {counts[missing[0]]} in all, and a class needs 3, one to learn from and two to test on"
         )
         raise UserError(
-            f"target: class {printable(images.names[missing[0]])} has no {part} images; {needed}, or leave small classes out: "
+            f"target: class {printable(images.names[missing[0]])} has no {part} {images.item}s; {needed}, or leave small classes out: "
             f"target.min_images={enough}"
         )

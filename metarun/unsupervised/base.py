@@ -49,6 +49,10 @@ class PseudoTasks(TableSource):
         super().__init__(source.table, source.splits, within_group=source.within_group, rotations=source.rotations)
 
     @property
+    def called(self) -> str:
+        return self.source.called
+
+    @property
     def underlying(self) -> DataSource:
         return self.source.underlying
 

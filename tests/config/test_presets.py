@@ -8,7 +8,7 @@ import hydra
 import pytest
 from helpers import CONF, choices
 from omegaconf import DictConfig
-from shell import metarun
+from shell import SINUSOID, metarun, result
 
 from metarun.config import schema
 from metarun.config.shorthand import expanded, folded
@@ -88,6 +88,24 @@ def test_tasks_of_a_paper_have_as_many_queries_as_shots(algo: str) -> None:
         task = values_of_task(config, "train")
         assert (task["queries"], task["shots"]) == (shots, shots)
         assert config.test.task.queries is None
+
+
+@pytest.mark.parametrize(
+    ("words", "shots", "queries"),
+    [
+        ([], 5, 100),
+        (["task.shots=7"], 7, 100),
+        (["task.shots=7", "test.task.shots=3"], 3, 100),
+        (["task.queries=4"], 5, 4),
+    ],
+)
+def test_a_word_for_all_tasks_is_of_test_tasks_whatever_a_preset_says_of_these(
+    words: list[str], shots: int, queries: int, tmp_path: Path
+) -> None:
+    outcome = metarun(*SINUSOID, *words, f"outputs={tmp_path}")
+    assert outcome.status == 0, outcome.err
+    (folder,) = tmp_path.glob("*/*/result.json")
+    assert result(folder.parent)["protocol"]["test"] == {"ways": 1, "shots": shots, "queries": queries}
 
 
 @pytest.mark.parametrize(

@@ -787,6 +787,80 @@ def test_a_run_on_texts(tmp_path: Path) -> None:
     assert found["protocol"]["test"] == {"ways": 2, "shots": 2, "queries": 2}
 
 
+def test_texts_are_called_texts_wherever_images_are_called_images(tmp_path: Path) -> None:
+    path = table(tmp_path / "a.csv", [*many(list("abcdefghij"), 8), ("alone", "k")])
+    words = [
+        "data=text", f"data.root={path}", "encoder=tfidf", "backbone=mlp", "task.ways=2", "task.shots=2", "task.queries=2",
+        "train.steps=2", f"outputs={tmp_path}",
+    ]  # fmt: skip
+    small = ["data.train_classes=[a,b,k]", "data.val_classes=[e,f]", "data.test_classes=[c,d]"]
+    refused = metarun(*words, "algo=protonet", *small)
+    assert "= 4 is above the 1 text of the smallest class of the train split, k" in refused.err
+    words += ["data.train_classes=[a,b,g]", "data.val_classes=[e,f]", "data.test_classes=[c,d]"]
+    unequal = ["test.task.query_dirichlet=1", "test.task.shots=7", "test.task.queries=1"]
+    few = metarun(*words, "algo=protonet", *unequal)
+    assert "has 1 text beside its shots" in few.err
+    continual = ["recipe=continual", "continual.orders=2"]
+    seldom = metarun(*words, *continual, "algo=protonet", "continual.images=7", "continual.test_images=2")
+    assert "= 9 is above the 8 texts of the class" in seldom.err
+    continual += ["continual.images=6", "continual.test_images=2"]
+    outcome = metarun(*words, *continual, "algo=baseline", "name=one")
+    assert outcome.status == 0, outcome.err
+    assert "6 texts each, 2 to test" in outcome.out
+    assert "online head, each text once" in outcome.out
+    (folder,) = tmp_path.glob("one/*/result.json")
+    found = result(folder.parent)
+    assert found["protocol"]["seen"]["train"].startswith("all texts of the training classes")
+    assert "each text once" in found["protocol"]["continual"]
+    reported = metarun("recipe=report", f"runs={tmp_path / 'one'}", f"outputs={tmp_path}")
+    assert "6 texts each" in " ".join(reported.out.split())
+    for told in (
+        outcome.out.partition("results ")[0],
+        json.dumps(found["protocol"]),
+        found["interval"],
+        refused.err,
+        few.err,
+    ):
+        assert "image" not in told.replace("images_per_step", "")
+
+
+def test_a_target_of_texts_is_told_of_as_texts(tmp_path: Path) -> None:
+    """So is what an encoder saw of it that is fitted to a source with the same texts."""
+    path = table(tmp_path / "a.csv", [*many(list("abcde"), 8), ("alone", "k")])
+    words = [
+        "recipe=transfer", "data=text", f"data.root={path}", "target=text", f"target.data.root={path}", "encoder=tfidf",
+        "transfer=nearest_centroid", "target.repeats=2", "task.ways=2", "task.queries=2", "train.steps=2", "task.min_items=8",
+        "data.train_classes=[a,b]", "data.val_classes=[c]", "data.test_classes=[d,e]", f"outputs={tmp_path}", "name=one",
+    ]  # fmt: skip
+    assert "class k has no test texts" in metarun(*words).err
+    many_asked = metarun(*words, "target.min_images=4", "target.train_images=90")
+    assert "target.train_images=90: there are only 30 texts to draw from" in many_asked.err
+    outcome = metarun(*words, "target.min_images=4")
+    assert outcome.status == 0, outcome.err
+    assert "5 of 6 classes, of at least 4 texts each" in outcome.err
+    (folder,) = tmp_path.glob("one/*/result.json")
+    found = result(folder.parent)
+    assert "division into training and test texts" in found["target/interval"]
+    assert found["protocol"]["test_images_seen_unlabelled"] == 2 * 8
+    assert found["protocol"]["transductive"]
+    assert "the encoder, which is fitted to the source, sees" in outcome.err
+    assert (folder.parent / "predictions.csv").read_text().startswith("repeat,train_images,text,truth")
+
+
+def test_texts_that_an_encoder_reads_are_cut_into_no_word_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(texts: list[str]) -> None:
+        raise AssertionError("word pieces are made")
+
+    monkeypatch.setattr("metarun.data.text.as_pieces", refuse)
+    path = table(tmp_path / "a.csv", many(list("abcdefghij"), 8))
+    task = ["task.ways=2", "task.queries=2", "train.steps=2", f"outputs={tmp_path}"]
+    outcome = metarun("recipe=inspect", "data=text", f"data.root={path}", "encoder=tfidf", "backbone=mlp", *task)
+    assert outcome.status == 0, outcome.err
+    assert "2-way 1-shot, 2 queries a class fits" in outcome.out
+
+
 def test_a_target_of_texts_is_tested_on_texts(tmp_path: Path) -> None:
     for part, each in (("train", 4), ("val", 2), ("test", 3)):
         table(tmp_path / "texts" / f"{part}.csv", many(list("abc"), each, f" {part}"))

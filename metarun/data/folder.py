@@ -246,10 +246,9 @@ def _tell_of_masks(classes: Sequence[ClassFiles]) -> None:
     """Warns of files that are called as the mask of an image beside them, `1_mask.png` beside `1.png`: they are images of the class too."""
     masks: list[Path] = []
     for entry in classes:
-        stems = {(path.parent, path.stem) for path in entry.paths}
-        masks += [
-            path for path in entry.paths if (found := MASK.fullmatch(path.stem)) and (path.parent, found[1]) in stems
-        ]
+        called = [(path, found[1]) for path in entry.paths if (found := MASK.fullmatch(path.stem))]
+        stems = {(path.parent, path.stem) for path in entry.paths} if called else set()
+        masks += [path for path, image in called if (path.parent, image) in stems]
     if masks:
         log.warning(
             "data folder: %s called as masks of images beside them, %s say, and read as images of their class; move them elsewhere if "

@@ -48,26 +48,55 @@ class JobsFailed(UserError):
 
 # Words of other programs, and what they are called here: keys, or names that a key or a group takes.
 ELSEWHERE = {
+    "algorithm": ("algo",),
+    "batch": ("train.tasks_per_step", "tasks_per_step"),
     "batch_size": ("train.tasks_per_step", "tasks_per_step"),
+    "ckpt": ("checkpoint",),
+    "classes_per_task": ("task.ways", "ways"),
+    "data_dir": ("data.root", "root"),
+    "data_path": ("data.root", "root"),
+    "data_root": ("data.root", "root"),
     "dataset": ("data",),
     "epochs": ("train.steps", "steps"),
+    "few_shot": ("task.shots", "shots"),
     "gpu": ("cuda", "hardware.device", "device"),
     "iterations": ("train.steps", "steps"),
     "k_query": ("task.queries", "queries"),
     "k_shot": ("task.shots", "shots"),
+    "kshot": ("task.shots", "shots"),
+    "learner": ("algo",),
     "learning_rate": ("train.optimizer.lr", "lr"),
+    "log_dir": ("outputs",),
     "lr": ("inner_lr", "train.optimizer.lr"),
+    "max_epochs": ("train.steps", "steps"),
     "meta_batch_size": ("train.tasks_per_step", "tasks_per_step"),
     "method": ("algo",),
     "model": ("backbone", "algo"),
+    "n_epochs": ("train.steps", "steps"),
     "n_query": ("task.queries", "queries"),
     "n_shot": ("task.shots", "shots"),
+    "n_shots": ("task.shots", "shots"),
     "n_way": ("task.ways", "ways"),
+    "n_ways": ("task.ways", "ways"),
+    "net": ("backbone",),
+    "network": ("backbone",),
+    "num_epochs": ("train.steps", "steps"),
+    "num_iterations": ("train.steps", "steps"),
+    "num_shots": ("task.shots", "shots"),
+    "num_ways": ("task.ways", "ways"),
     "num_workers": ("hardware.processes", "processes"),
+    "nway": ("task.ways", "ways"),
     "optim": ("optimizer",),
+    "output": ("outputs",),
+    "output_dir": ("outputs",),
     "path": ("root",),
     "precision": ("hardware.autocast", "autocast"),
+    "resume_from": ("checkpoint",),
+    "save_dir": ("outputs",),
+    "scheduler": ("schedule",),
+    "sweep": ("hydra/sweeper",),
     "time": ("minutes", "max_seconds", "train.max_seconds"),
+    "weights": ("weights", "checkpoint"),
     "workers": ("hardware.processes", "processes"),
 }
 
@@ -85,7 +114,7 @@ def nearest(word: str, known: Iterable[str], above: str = "") -> str:
     """
     known = sorted(set(known))
     small = {name.lower(): name for name in known}
-    tail = word.lower().rsplit(".", 1)[-1]
+    tail = word.lower().rsplit(".", 1)[-1].replace("-", "_")
     found = [name for name in ELSEWHERE.get(tail, ()) if name in known][:1]
     found = found or [name for name in (small.get(word.lower()),) if name]
     numbers = {tail, f"{tail}s", tail.removesuffix("s"), f"{tail.removesuffix('y')}ies"}  # one and several

@@ -755,6 +755,8 @@ def test_what_a_recipe_has_no_use_for_is_refused(
         (["--seed=3"], "unrecognized arguments: --seed=3; did you mean seed=3?"),
         (["--seed", "3"], "unrecognized arguments: --seed; a key has a value, seed=VALUE, and metarun help seed says more"),
         (["--epochs=5"], "unrecognized arguments: --epochs=5; did you mean train.steps?"),
+        (["network=conv4"], "network: there is no such key; did you mean backbone?"),
+        (["--output-dir=x"], "unrecognized arguments: --output-dir=x; did you mean outputs?"),
         (["--batch-size=5"], "unrecognized arguments: --batch-size=5; did you mean"),
         (["data=my_images/"], "; images of your own are data=folder data.root=my_images/, and texts data=text data.root=my_images/"),
         (["data=pictures"], "; images of your own are data=folder data.root=pictures, and texts data=text data.root=pictures"),

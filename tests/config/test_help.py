@@ -22,6 +22,7 @@ from metarun.config.reference import Choice, Entry, Reference, sections, shared_
 from metarun.config.schema import Config
 from metarun.config.signature import ABSENT
 from metarun.config.validation import settings
+from metarun.errors import ELSEWHERE, nearest
 
 REFERENCE = Reference([CONF])
 CHOICES = [choice for choices in REFERENCE.groups.values() for choice in choices.values()]
@@ -76,6 +77,12 @@ def test_every_key_of_the_schema_is_explained(key: str) -> None:
         assert entry.meaning
         assert entry.meaning[0].isupper()
         assert entry.meaning.endswith(".")
+
+
+@pytest.mark.parametrize("word", sorted(word for word, named in ELSEWHERE.items() if {*named} & {*REFERENCE.words}))
+def test_words_of_other_programs_lead_to_a_key(word: str) -> None:
+    near = nearest(word.replace("_", "-"), REFERENCE.words)
+    assert {*ELSEWHERE[word]} & {*re.findall(r"[\w./]+", near)}, near
 
 
 def test_no_key_of_the_schema_is_missing() -> None:

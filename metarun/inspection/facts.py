@@ -48,10 +48,17 @@ def inspect(
 
     Returns:
         JSON values, and under `source` the data set itself; what is wrong with it, if it cannot be used, under `problem`.
+
+    Raises:
+        UserError: It draws tasks and has no items, which is nothing wrong with it.
     """
     found: dict[str, Any] = {"name": name, "class": node.node._target_, "problem": "", "as_target": as_target}
     root = node.node.get("root")
     kind = _class_of(node.node._target_)
+    if kind is not object and not issubclass(kind, TableSource):
+        raise UserError(
+            f"{node.path}: {name} has regression tasks and no items that could be looked at; debug=fast without recipe=inspect tries it out"
+        )
     if root and getattr(kind, "item", "") == "image" and typed_path(root).is_dir():
         # Of a folder the files of classes are read, whatever they are called; of other data sets nothing says which are.
         meant = may_be_image if issubclass(kind, Folder) else has_image_suffix
@@ -62,8 +69,6 @@ def inspect(
     changes = {"skip_bad": True} if bad and node.knows("skip_bad") else {}
     try:
         source = node.build(**changes)
-        if not isinstance(source, TableSource):
-            raise UserError(f"{node.path}: are regression tasks, which hold no items to look at")
     except UserError as error:
         return {**found, "problem": str(error)}
     if bad and changes:

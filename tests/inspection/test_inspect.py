@@ -17,7 +17,7 @@ import pytest
 from helpers import table
 from labelled_files import cifar_fs, data_and_labels
 from PIL import Image
-from shell import metarun
+from shell import metarun, one_line
 
 from metarun.core import TaskShape
 from metarun.data import decoding
@@ -267,6 +267,13 @@ def test_what_cannot_be_used_is_told_with_what_can_be_said(signs: Path, tmp_path
     assert asked.status == 0, asked.err
     assert "does not fit: task: ways = 9 is above the" in " ".join(asked.out.split())
     assert "not measured" in asked.out
+
+
+@pytest.mark.parametrize("data", ["sinusoid", "movielens"])
+def test_data_without_items_are_refused_and_have_no_fault(data: str, tmp_path: Path) -> None:
+    told = metarun("recipe=inspect", f"data={data}", f"outputs={tmp_path / 'out'}")
+    one_line(told, f"data: {data} has regression tasks and no items that could be looked at")
+    assert not (tmp_path / "out").exists()
 
 
 def test_target_and_test_sets_are_looked_at_too(tmp_path: Path) -> None:

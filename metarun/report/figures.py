@@ -388,14 +388,19 @@ def _costs(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
     kept = rows[:MOST_BARS]
     names = [_short(f"{row.label}; {title}" if several else row.label, 60) for title, row in kept]
     panels = [
-        ("training time (s)", [row.seconds for _, row in kept], COLOURS[0]),
-        ("peak memory (GiB)", [None if row.memory is None else row.memory / 2**30 for _, row in kept], COLOURS[1]),
+        ("training time (s)", "seconds of training", [row.seconds for _, row in kept], COLOURS[0]),
+        (
+            "peak memory (GiB)",
+            "peak memory",
+            [None if row.memory is None else row.memory / 2**30 for _, row in kept],
+            COLOURS[1],
+        ),
     ]
-    panels = [panel for panel in panels if any(value is not None for value in panel[1])]
+    panels = [panel for panel in panels if any(value is not None for value in panel[2])]
     width = 3.2 * len(panels) + 0.07 * max(map(len, names))
     figure = Figure(figsize=(width, 1.0 + 0.28 * len(kept)), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True).flat
-    for axes, (heading, values, colour) in zip(grid, panels, strict=True):
+    for axes, (heading, _, values, colour) in zip(grid, panels, strict=True):
         bars = axes.barh(range(len(kept)), [value or 0 for value in values], color=colour, height=0.7)
         axes.bar_label(bars, ["–" if value is None else f"{value:.3g}" for value in values], padding=3, color=INK)
         axes.set_title(_plain(heading))
@@ -405,7 +410,8 @@ def _costs(sections: Sequence[Section]) -> tuple[str, str, Figure] | None:
         axes.xaxis.set_major_locator(MaxNLocator(4))
     figure.axes[0].invert_yaxis()
     dropped = f" (of {len(rows)} groups the first {MOST_BARS})" if len(rows) > len(kept) else ""
-    caption = ", ".join(["Seconds of training and peak memory of a run: the mean over seeds", *common])
+    measured = " and ".join(what for _, what, _, _ in panels)
+    caption = ", ".join([f"{measured.capitalize()} of a run: the mean over seeds", *common])
     return "cost", caption + dropped, figure
 
 

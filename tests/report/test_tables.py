@@ -92,7 +92,12 @@ def test_approaches_to_a_target_have_a_joint_learning_curve(tmp_path: Path) -> N
     with_target(root, "maml", 0.4)
     (section,) = sections(root)
     assert tables.target_curve(section) is None
-    assert [drawing.name for drawing in figures.draw([section])] == ["cost"]
+    (cost,) = figures.draw([section])
+    assert (cost.name, cost.caption.partition(" of a run")[0]) == ("cost", "Seconds of training and peak memory")
+    for row in section.rows:  # where nothing was trained
+        row.seconds = None
+    (cost,) = figures.draw([section])
+    assert cost.caption.startswith("Peak memory of a run")
 
 
 def test_what_accuracy_does_not_tell_of_a_target(tmp_path: Path) -> None:

@@ -408,7 +408,7 @@ def test_a_target_s_images_are_known_among_those_of_training(
         learner=SimpleNamespace(origins=[Origin("backbone.from=x", seen.classes(source, "train"))]),
     )
     # Of these the first two are trained on, if they are the same images.
-    tested: Any = SimpleNamespace(rows=np.array([0, 4, 59]))
+    tested: Any = SimpleNamespace(rows=np.array([0, 4, 59]), item="image")
     assert training_data.warn_trained_on(run, tested) == trained
     assert training_data.warn_brought(run) == brought
 

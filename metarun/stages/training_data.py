@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from metarun.config import Noise
 from metarun.core import TaskShape
 from metarun.data.image_batches import Labelled, batches
 from metarun.data.noise import with_noise
@@ -277,6 +278,9 @@ def training_episodes(run: Run, learner: Trainable) -> Sampler:
         return run.episodes("train", task, learner.hardware.device)
 
     if not noise.tasks:
+        if noise.labels != Noise.labels:
+            place = f"{learner.key}.noise"
+            log.warning("%s.labels=%g: no training task has wrong labels, for %s.tasks is 0", place, noise.labels, place)
         return sampler(learner.task)
     return with_noise(sampler, learner.task, run.config.seed, noise.tasks, noise.labels)
 

@@ -127,6 +127,15 @@ def test_no_stage_takes_the_place_of_what_another_works_on_or_has_found(order: l
         check_order(order)
 
 
+@pytest.mark.parametrize("word", ["train.noise.labels=0.3", "train.noise.labels=0.8"])  # the latter is the default
+def test_noise_of_no_task_is_told(word: str, tmp_path: Path) -> None:
+    images = make_images(tmp_path / "images")
+    told = metarun(*SMALL, f"data.root={images}", "algo=protonet", word, f"outputs={tmp_path / 'out'}")
+    assert told.status == 0, told.err
+    said = f"{word}: no training task has wrong labels, for train.noise.tasks is 0"
+    assert (said in told.err) == (word == "train.noise.labels=0.3")
+
+
 def test_a_target_of_other_classes_is_not_tested_without_its_labels() -> None:
     algorithm = SimpleNamespace(has_classes=True, spec=SimpleNamespace(outputs=3), uses_target="images")
     run: Any = SimpleNamespace(target=SimpleNamespace(names=["a", "b"]), algorithm=algorithm)

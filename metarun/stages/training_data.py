@@ -280,7 +280,9 @@ def training_episodes(run: Run, learner: Trainable) -> Sampler:
     if not noise.tasks:
         if noise.labels != Noise.labels:
             place = f"{learner.key}.noise"
-            log.warning("%s.labels=%g: no training task has wrong labels, for %s.tasks is 0", place, noise.labels, place)
+            log.warning(
+                "%s.labels=%g: no training task has wrong labels, for %s.tasks is 0", place, noise.labels, place
+            )
         return sampler(learner.task)
     return with_noise(sampler, learner.task, run.config.seed, noise.tasks, noise.labels)
 

@@ -73,6 +73,11 @@ class Vectors(EncodedSource):
         self.encoding, self.input_shape = Encoding("float32", 1, 256, "un", None), (FEATURES,)
         self._drawn, self._means, self.vectors = None, {}, InMemory()
 
+    @property
+    def called(self) -> str:
+        """There is nothing that they were made of."""
+        return "vector"
+
     def mean(self, reference: np.ndarray | None = None) -> np.ndarray:
         """Nothing is taken off."""
         return np.zeros(FEATURES, np.float32)

@@ -293,6 +293,9 @@ def cancel_half_submitted(submissions: Collection[str]) -> set[str]:
 
     Returns:
         The arrays that were cancelled.
+
+    Raises:
+        UserError: Slurm does not answer.
     """
     if not submissions:
         return set()

@@ -258,5 +258,5 @@ def test_a_network_of_texts_is_kept_with_its_weights(tmp_path: Path) -> None:
     (found,) = tmp_path.glob("made/*/result.json")
     classifier = load(found.parent).classifier
     rows = list(csv.DictReader(io.StringIO((found.parent / "predictions.csv").read_text())))
-    assert [row["file"] for row in rows] == [f"{text} test" for text, _ in worded(WORDS[:2], 2)]
-    assert classifier.predict([row["file"] for row in rows]).tolist() == [row["prediction"] for row in rows]
+    assert [row["text"] for row in rows] == [f"{text} test" for text, _ in worded(WORDS[:2], 2)]
+    assert classifier.predict([row["text"] for row in rows]).tolist() == [row["prediction"] for row in rows]

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -185,7 +185,7 @@ def keep_freed_memory() -> None:
         mallopt(-2, 64 * 2**20)  # M_TOP_PAD
 
 
-@contextmanager
+@contextlib.contextmanager
 def process_as_it_was() -> Iterator[None]:
     """Computes as a new process does (`torchs_own_settings`), and puts back what a run sets: generators, threads, precision, TF32."""
     threads, products, convolutions = torch.get_num_threads(), torch.backends.cuda.matmul, torch.backends.cudnn
@@ -205,7 +205,7 @@ def process_as_it_was() -> Iterator[None]:
             torch.set_float32_matmul_precision(precision)  # of "medium", TF32 alone would make "high"
 
 
-@contextmanager
+@contextlib.contextmanager
 def torchs_own_settings() -> Iterator[None]:
     """Computes as a new process does, whatever the caller has set: float32, on the CPU, with gradients, without autocast.
 

@@ -228,14 +228,19 @@ def build_tests(config: DictConfig, built: list[Stage], data: DataSource) -> Map
             "unknown_ways": config.test.unknown_ways > 0,
         }
         for name in (name for name, wanted in asked.items() if wanted and not config.checkpoint):
-            raise UserError(
-                f"test.{name}: this recipe has no meta-test; use recipe=meta, or recipe=test checkpoint=outputs/RUN"
-            )
+            raise no_meta_test(name)
         return data.tested if any(stage.meta_tests for stage in built) else {}
     if not config.test.data:
         return data.tested
     found = fit_to_network(nodes_of(config.test.data, "test.data", SIZES), data, encoded=bool(config.encoder))
     return {name: named(f"test.data: {name}", partial(encoded_as, items, data)) for name, items in found.items()}
+
+
+def no_meta_test(name: str) -> UserError:
+    """The error of a key `name` of `test` that tests on episodes read, where no stage is one."""
+    return UserError(
+        f"test.{name}: this recipe has no meta-test; use recipe=meta, or recipe=test checkpoint=outputs/RUN"
+    )
 
 
 def target_data(config: DictConfig, built: list[Stage]) -> DictConfig | None:

@@ -16,7 +16,7 @@ from metarun.config.overrides import key_of, refuse_unused, wholes_of_training
 from metarun.engine import checkpoint
 from metarun.errors import MadeOtherwise, UserError
 from metarun.runs import contents, result
-from metarun.runs.building import build_stages
+from metarun.runs.building import build_stages, no_meta_test
 from metarun.runs.folder import default_name, whole_config
 from metarun.runs.recording import unused
 from metarun.stages.base import TRAINING, Stage, check_order
@@ -165,9 +165,7 @@ def refuse_untested(overrides: Sequence[str], built: Sequence[Stage]) -> None:
         key = word.partition("=")[0].rpartition("@")[2].lstrip("+~")
         section, _, name = key.partition(".")
         if section == "test" and name.partition(".")[0] in OF_EPISODES and not word.endswith("=null"):
-            raise UserError(
-                f"test.{name.partition('.')[0]}: this recipe has no meta-test; use recipe=meta, or recipe=test checkpoint=outputs/RUN"
-            )
+            raise no_meta_test(name.partition(".")[0])
 
 
 def could_be(config: DictConfig, built: Sequence[Stage], keys: Collection[str]) -> bool:
